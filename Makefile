@@ -1,0 +1,46 @@
+# Every task, one line each; `make help` lists them.
+PYTHON ?= python3
+BIN := .venv/bin
+export TOKENIZERS_PARALLELISM := false
+
+.DEFAULT_GOAL := book
+.PHONY: book test tangle sync format lint serve clean help
+
+.venv/done: requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -r requirements.txt
+	$(BIN)/pip install -q --no-deps -e .
+	touch $@
+
+book: .venv/done ## check, execute and render the book to _build/html (default)
+	$(BIN)/python -m bertbook.tangle --check
+	$(BIN)/python -m bertbook.weave
+
+test: .venv/done ## run the tests
+	$(BIN)/pytest
+
+tangle: .venv/done ## write bertbook/ from the chapters
+	$(BIN)/python -m bertbook.tangle
+
+sync: .venv/done ## fold edits of bertbook/ back into the chapters too
+	$(BIN)/python -m bertbook.tangle --sync
+
+format: .venv/done ## format and sort imports in bertbook/, fold back, and the tests
+	$(BIN)/python -m bertbook.tangle --sync
+	$(BIN)/ruff check -q --select I --fix bertbook tests benchmarks
+	$(BIN)/ruff format -q bertbook tests benchmarks
+	$(BIN)/python -m bertbook.tangle --sync
+
+lint: .venv/done ## check the package, its format and its chapters
+	$(BIN)/python -m bertbook.tangle --check
+	$(BIN)/ruff check bertbook tests benchmarks
+	$(BIN)/ruff format --check bertbook tests benchmarks
+
+serve: .venv/done ## watch: a saved chapter is tangled and rendered again
+	$(BIN)/python -m bertbook.weave --serve
+
+clean: ## delete what was built (the environment stays)
+	rm -rf _build .executed .pytest_cache .ruff_cache .hypothesis
+
+help: ## list the tasks
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10

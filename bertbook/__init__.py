@@ -1,0 +1,34 @@
+"""bertbook
+
+BERT, built from the equations of its papers, in PyTorch: a book whose pages
+run, and the package that is tangled from it.
+
+The page: /book/index.html
+"""
+
+# Tangled from book/index.md (573a71): change it there and run
+# `make tangle`, or change it here and run `make sync`.
+
+
+# %% book/index.md#bertbook 7bd520
+_HOME = {
+    "BasicTokenizer": "wordpiece",
+    "BertTokenizer": "tokenizer",
+    "WordPiece": "wordpiece",
+    "load_corpus": "corpora",
+    "train_wordpiece": "vocabulary",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str):
+    """Import the module that holds a public name when it is first used."""
+    import importlib
+
+    if name not in _HOME:
+        raise AttributeError(f"module 'bertbook' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"bertbook.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__ + list(globals()))
