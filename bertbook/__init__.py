@@ -9,7 +9,6 @@ The page: /book/index.html
 # Tangled from book/index.md (573a71): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
-
 # %% book/index.md#bertbook 7bd520
 _HOME = {
     "BasicTokenizer": "wordpiece",

@@ -6,7 +6,7 @@ everywhere, and names every cell that a module could not hold.
 The page: /book/modules.html
 """
 
-# Tangled from book/modules.md (572890): change it there and run
+# Tangled from book/modules.md (622ec2): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -209,7 +209,7 @@ def _public_names(cells: list[Cell]) -> list[str]:
     return sorted(name for name in names if not name.startswith("_"))
 
 
-# %% book/modules.md#a-module-byte-by-byte ca2c7b
+# %% book/modules.md#a-module-byte-by-byte bfbda5
 def _header(book: Book, name: str, cells: list[Cell]) -> str:
     stem = name.removesuffix(".py")
     pages = {page.path: page for page in book.chapters}
@@ -219,11 +219,11 @@ def _header(book: Book, name: str, cells: list[Cell]) -> str:
     text = f"{page.title}\n\n{summary}\n\nThe page: {address}\n"
     text = text.replace("\\", "\\\\").replace('"""', '\\"\\"\\"')
     public = "".join(f'    "{each}",\n' for each in _public_names(cells))
-    exports = f"\n__all__ = [\n{public}]\n" if public else ""
+    exports = f"\n\n__all__ = [\n{public}]\n" if public else ""
     return (
         f'"""{text}"""\n\n'
         f"# Tangled from {page.path} (000000): change it there and run\n"
-        "# `make tangle`, or change it here and run `make sync`.\n"
+        "# `make tangle`, or change it here and run `make sync`."
         + exports
     )
 
