@@ -6,7 +6,7 @@ cells, each with its options and its line, and refuses what would not run.
 The page: /book/chapters.html
 """
 
-# Tangled from book/chapters.md (6710dd): change it there and run
+# Tangled from book/chapters.md (1e0812): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -187,13 +187,13 @@ class Chapter:
     notebook: object = field(compare=False, repr=False)
 
 
-# %% book/chapters.md#reading-a-chapter 280dfe
+# %% book/chapters.md#reading-a-chapter f51a07
 def _read_cells(path, lines, notebook, fences, headings):
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for token, cell in zip(fences, code, strict=True):
         start, close = token.map[0], token.map[1] - 1
         body = cell.source.split("\n") if cell.source else []
-        if lines[close].strip().strip("`~") or close == start:
+        if not re.fullmatch(r" {0,3}(`{3,}|~{3,})\s*", lines[close]):
             raise TangleError(
                 f"{path}:{start + 1}: the fence is never closed; close it"
             )
@@ -286,7 +286,7 @@ def parse_chapter(path: str, text: str, config) -> Chapter:
     )
 
 
-# %% book/chapters.md#reading-a-chapter dbb23d
+# %% book/chapters.md#reading-a-chapter 0106ba
 def _read_notebook(path: str, text: str, config):
     import yaml
     from myst_nb.core import read
@@ -298,9 +298,10 @@ def _read_notebook(path: str, text: str, config):
     except (read.MystMetadataParsingError, yaml.YAMLError) as error:
         message = " ".join(str(error).split())
         place = re.search(r"at line (\d+)", message)
-        line = place[1] if place else 1
+        reason = re.search(r"msg='(.*?)'", message)
         raise TangleError(
-            f"{path}:{line}: {message}; mend the options"
+            f"{path}:{place[1] if place else 1}: "
+            f"{reason[1] if reason else message}; mend the options"
         ) from None
 
 

@@ -6,7 +6,7 @@ everywhere, and names every cell that a module could not hold.
 The page: /book/modules.html
 """
 
-# Tangled from book/modules.md (622ec2): change it there and run
+# Tangled from book/modules.md (719d92): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -209,7 +209,7 @@ def _public_names(cells: list[Cell]) -> list[str]:
     return sorted(name for name in names if not name.startswith("_"))
 
 
-# %% book/modules.md#a-module-byte-by-byte bfbda5
+# %% book/modules.md#a-module-byte-by-byte eee5a3
 def _header(book: Book, name: str, cells: list[Cell]) -> str:
     stem = name.removesuffix(".py")
     pages = {page.path: page for page in book.chapters}
@@ -223,8 +223,7 @@ def _header(book: Book, name: str, cells: list[Cell]) -> str:
     return (
         f'"""{text}"""\n\n'
         f"# Tangled from {page.path} (000000): change it there and run\n"
-        "# `make tangle`, or change it here and run `make sync`."
-        + exports
+        "# `make tangle`, or change it here and run `make sync`." + exports
     )
 
 
@@ -247,15 +246,16 @@ def _is_import(statement: ast.stmt) -> bool:
     return isinstance(statement, (ast.Import, ast.ImportFrom))
 
 
-# %% book/modules.md#a-module-byte-by-byte 556d6d
+# %% book/modules.md#a-module-byte-by-byte 4ad38c
 def tangle_module(book: Book, name: str) -> str:
     """The text of the module `name`, for example `attention.py`."""
     cells = book.modules[name]
     text, after_import = _header(book, name, cells), False
     for cell in cells:
         body = ast.parse(cell.text).body or [ast.Pass()]
-        split = SPLIT if after_import and _is_import(body[0]) else ""
-        text += f"\n\n{cell.marker}\n{split}{cell.text}\n"
+        split = after_import and _is_import(body[0])
+        text += "\n" if split else "\n\n"
+        text += f"{cell.marker}\n{SPLIT if split else ''}{cell.text}\n"
         after_import = _is_import(body[-1])
     return seal(text)
 

@@ -6,7 +6,7 @@ package back into the chapters, and refuses to guess when both have changed.
 The page: /book/tangle.html
 """
 
-# Tangled from book/tangle.md (f5f873): change it there and run
+# Tangled from book/tangle.md (c4d159): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -300,7 +300,7 @@ def show_differences(root: Path, files: dict[str, str]) -> None:
         print("".join(lines), end="")
 
 
-# %% book/tangle.md#the-four-commands 1d2c87
+# %% book/tangle.md#the-four-commands 9e4278
 def main(arguments: list[str] | None = None) -> int:
     """The command `python -m bertbook.tangle`; returns its exit status."""
     import argparse
@@ -329,7 +329,9 @@ def main(arguments: list[str] | None = None) -> int:
     except TangleError as error:
         print(error, file=sys.stderr)
         return 1
-    print(f"{done} ({time.perf_counter() - began:.2f} s)")
+    print(done)
+    if not options.where:
+        print(f"tangle: took {time.perf_counter() - began:.2f} s")
     return 0
 
 

@@ -6,7 +6,7 @@ vocabulary by the greedy longest match, in quadratic and in linear time.
 The page: /book/wordpiece.html
 """
 
-# Tangled from book/wordpiece.md (83e303): change it there and run
+# Tangled from book/wordpiece.md (bf7356): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -189,7 +189,7 @@ def _normalize(text, forms):
     return "".join(parts), places
 
 
-# %% book/wordpiece.md#a-text-one-character-at-a-time 4eb18b
+# %% book/wordpiece.md#a-text-one-character-at-a-time d8308e
 from collections.abc import Iterable
 
 _WORD = re.compile("[^ ]+")
@@ -198,9 +198,9 @@ _WORD = re.compile("[^ ]+")
 class BasicTokenizer:
     """Cuts text into BERT's words (Devlin et al. 2019, section 3).
 
-    `do_lower_case` lowers. `strip_accents` drops non-spacing marks (None: as
-    `do_lower_case`). `tokenize_chinese_chars` makes each ideograph a word.
-    The strings of `never_split` are words as they stand, wherever they are.
+    `do_lower_case` lowers. `strip_accents` drops non-spacing marks (None:
+    as `do_lower_case`). `tokenize_chinese_chars` makes each ideograph a
+    word. The strings of `never_split` are words as they stand, anywhere.
     """
 
     def __init__(
@@ -246,7 +246,7 @@ class BasicTokenizer:
         return words
 
 
-# %% book/wordpiece.md#from-words-to-pieces f525d9
+# %% book/wordpiece.md#from-words-to-pieces a1749f
 class WordPiece:
     """Cuts a word into pieces by the greedy longest match.
 
@@ -264,8 +264,9 @@ class WordPiece:
     ):
         if unk_token not in vocab:
             raise ValueError(
-                f"the vocabulary of {len(vocab)} pieces lacks {unk_token!r},"
-                " the piece for words that cannot be cut; add it"
+                f"the vocabulary of {len(vocab)} pieces lacks "
+                f"{unk_token!r}, the piece for words that cannot be cut; "
+                "add it"
             )
         self.vocab = vocab
         self.unk_token = unk_token
