@@ -6,7 +6,7 @@ package back into the chapters, and refuses to guess when both have changed.
 The page: /book/tangle.html
 """
 
-# Tangled from book/tangle.md (c4d159): change it there and run
+# Tangled from book/tangle.md (c159fd): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 
-# %% book/tangle.md#back-again ca6f83
+# %% book/tangle.md#back-again 315382
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,6 +52,8 @@ from bertbook.modules import (
 )
 from bertbook.reproducibility import write_atomically
 
+
+# %% book/tangle.md#back-again a86e4d
 _MARKER = re.compile(r"# %% (\S+\.md)#(\S*) ([0-9a-f]{6})")
 
 

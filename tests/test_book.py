@@ -1,0 +1,193 @@
+"""The gates of the book: what every chapter and module must keep to."""
+
+import ast
+import importlib
+import inspect
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import bertbook
+from bertbook.chapters import read_toc
+from bertbook.modules import load_book
+
+ROOT = Path(__file__).resolve().parent.parent
+BOOK = load_book(ROOT)
+MODULES = sorted(name.removesuffix(".py") for name in BOOK.modules)
+WITH_CODE = [
+    chapter
+    for chapter in BOOK.chapters
+    if any("tangle" in cell.options for cell in chapter.cells)
+    and chapter.path != "book/index.md"
+]
+
+RUN_EXERCISES = """
+import os, sys, tempfile
+from pathlib import Path
+from bertbook.chapters import parse_chapter, parser_config, read_source
+
+root, path = Path(sys.argv[1]), sys.argv[2]
+chapter = parse_chapter(path, read_source(root, path), parser_config(root))
+os.chdir(tempfile.mkdtemp())
+space = {"__name__": "__main__"}
+stubs = solutions = 0
+for cell in chapter.cells:
+    kind = cell.options.get("exercise")
+    exec(compile(cell.text, cell.place(), "exec"), space)
+    if kind == "stub":
+        stubs += 1
+        before = set(space)
+        names = [name for name in space if f"check_{name}" in space
+                 and f"def {name}(" in cell.text]
+        assert len(names) == 1, f"{cell.place()}: one checker, not {names}"
+        try:
+            space[f"check_{names[0]}"](space[names[0]])
+        except Exception:
+            continue
+        raise SystemExit(f"{cell.place()}: the stub passes its checker")
+    if kind == "solution":
+        solutions += 1
+        call = f"check_{names[0]}({names[0]})"
+        assert call in cell.text, f"{cell.place()}: no {call}"
+assert stubs == solutions == 3, f"{path}: {stubs} and {solutions}"
+"""
+
+
+@pytest.mark.parametrize("chapter", WITH_CODE, ids=lambda page: page.path)
+def test_stubs_fail_and_solutions_pass(chapter):
+    """Every cell runs too, alone and in the smoke budget."""
+    environment = os.environ | {
+        "BERTBOOK_BUDGET": "smoke",
+        "MPLBACKEND": "agg",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_EXERCISES, str(ROOT), chapter.path],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("chapter", WITH_CODE, ids=lambda page: page.path)
+def test_chapter_has_its_parts(chapter):
+    headings = re.findall("^## (.*)$", chapter.text, re.M)
+    assert headings[-2:] == ["Exercises", "Summary"]
+    levels = re.findall(
+        r"^### Exercise (\d) \((\w+)\): ", chapter.text, re.M
+    )
+    assert levels == [("1", "easy"), ("2", "medium"), ("3", "hard")]
+
+
+@pytest.mark.parametrize("chapter", WITH_CODE, ids=lambda page: page.path)
+def test_cells_are_small_and_narrow(chapter):
+    """One idea a cell, and no line that scrolls sideways."""
+    exported = [cell for cell in chapter.cells if "tangle" in cell.options]
+    lengths = sorted(len(cell.text.split("\n")) for cell in exported)
+    assert lengths[-1] <= 50
+    assert lengths[len(lengths) // 2] <= 25
+    for cell in chapter.cells:
+        for number, line in enumerate(cell.text.split("\n"), 1):
+            assert len(line) <= 76, f"{cell.place(number)}: over 76 columns"
+
+
+@pytest.mark.parametrize("chapter", WITH_CODE, ids=lambda page: page.path)
+def test_checks_stand_below_the_code(chapter):
+    """At least every third exported cell is followed by an assertion."""
+    kinds = [
+        "code"
+        if "tangle" in cell.options
+        else "check"
+        if re.search(r"^\s*assert |\bcheck_\w+\(", cell.text, re.M)
+        else ""
+        for cell in chapter.cells
+        if "exercise" not in cell.options
+    ]
+    assert kinds.count("check") * 3 >= kinds.count("code")
+    last = max(i for i, kind in enumerate(kinds) if kind == "code")
+    assert "check" in kinds[last:]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_module_is_short(name):
+    text = (ROOT / "bertbook" / f"{name}.py").read_text("utf-8")
+    assert text.count("\n") <= 400
+
+
+@pytest.mark.parametrize("name", set(MODULES) - {"__init__"})
+def test_public_names_are_documented(name):
+    module = importlib.import_module(f"bertbook.{name}")
+    for public in module.__all__:
+        value = getattr(module, public)
+        if not inspect.isfunction(value) and not inspect.isclass(value):
+            continue
+        assert inspect.getdoc(value), f"{name}.{public} has no docstring"
+        if not inspect.isclass(value):
+            continue
+        for attribute, member in vars(value).items():
+            if not attribute.startswith("_") and inspect.isfunction(member):
+                where = f"{name}.{public}.{attribute}"
+                assert inspect.getdoc(member), f"{where} has no docstring"
+
+
+def test_modules_import_only_earlier_chapters():
+    order = {}
+    for path in read_toc(ROOT):
+        order[Path(path).stem] = len(order)
+    for path in (ROOT / "bertbook").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                package, _, name = node.module.partition(".")
+                if package == "bertbook":
+                    assert order[name] < order[path.stem], path.name
+
+
+@pytest.mark.parametrize("name", bertbook.__all__)
+def test_public_name_resolves(name):
+    value = getattr(bertbook, name)
+    assert value.__module__.startswith("bertbook.")
+    assert name in dir(bertbook)
+
+
+def test_import_is_lazy():
+    code = (
+        "import sys, bertbook; dir(bertbook); "
+        "sys.exit(any(m in sys.modules for m in ('torch', 'datasets', "
+        "'tokenizers', 'numpy')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        _ = bertbook.Nothing
+
+
+def test_every_module_is_on_the_api_page():
+    text = (ROOT / "book" / "api.md").read_text("utf-8")
+    listed = re.findall(r"automodule:: bertbook\.(\w+)", text)
+    assert sorted(listed) == sorted(set(MODULES) - {"__init__"})
+
+
+def test_the_readme_snippets_run():
+    text = (ROOT / "README.md").read_text("utf-8")
+    snippets = re.findall(r"```python\n(.*?)```", text, re.S)
+    assert snippets
+    for snippet in snippets:
+        done = subprocess.run(
+            [sys.executable, "-c", snippet], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        expected = re.findall(r"# -> (.*)", snippet)
+        assert done.stdout.splitlines() == expected
+
+
+def test_requirements_are_pinned_and_known_to_the_package():
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    pins = [line for line in lines if line and not line.startswith("#")]
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", pin) for pin in pins)
+    names = {pin.partition("==")[0] for pin in pins}
+    text = (ROOT / "pyproject.toml").read_text()
+    needs = re.findall(r'"([\w.-]+)(?:>=|==|<)', text)
+    assert set(needs) - {"setuptools"} <= names
