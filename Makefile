@@ -4,7 +4,7 @@ BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := book
-.PHONY: book test tangle sync format lint serve clean help
+.PHONY: book test tangle sync format lint serve links clean help
 
 .venv/done: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -16,7 +16,7 @@ book: .venv/done ## check, execute and render the book to _build/html (default)
 	$(BIN)/python -m bertbook.tangle --check
 	$(BIN)/python -m bertbook.weave
 
-test: .venv/done ## run the tests
+test: book ## build the book and run the tests
 	$(BIN)/pytest
 
 tangle: .venv/done ## write bertbook/ from the chapters
@@ -38,6 +38,9 @@ lint: .venv/done ## check the package, its format and its chapters
 
 serve: .venv/done ## watch: a saved chapter is tangled and rendered again
 	$(BIN)/python -m bertbook.weave --serve
+
+links: book ## try every link that leaves the site
+	$(BIN)/jupyter-book build . --builder linkcheck
 
 clean: ## delete what was built (the environment stays)
 	rm -rf _build .executed .pytest_cache .ruff_cache .hypothesis
