@@ -7,6 +7,8 @@ export TOKENIZERS_PARALLELISM := false
 .PHONY: book test tangle sync format lint serve links clean help
 
 .venv/done: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and \
+	  "bertbook needs Python 3.11 or later, not %d.%d; run make PYTHON=python3.11" % v[:2])'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -r requirements.txt
 	$(BIN)/pip install -q --no-deps -e .
