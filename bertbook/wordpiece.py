@@ -3,10 +3,10 @@
 Cuts a text into words by BERT's rules, and each word into pieces of a
 vocabulary by the greedy longest match, in quadratic and in linear time.
 
-The page: /book/wordpiece.html
+The page: https://bertbook.github.io/bertbook/book/wordpiece.html
 """
 
-# Tangled from book/wordpiece.md (bf7356): change it there and run
+# Tangled from book/wordpiece.md (8763fe): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -189,7 +189,7 @@ def _normalize(text, forms):
     return "".join(parts), places
 
 
-# %% book/wordpiece.md#a-text-one-character-at-a-time d8308e
+# %% book/wordpiece.md#a-text-one-character-at-a-time 8ee141
 from collections.abc import Iterable
 
 _WORD = re.compile("[^ ]+")
@@ -226,16 +226,19 @@ class BasicTokenizer:
         """The words of `text`; raises TypeError where it is no str."""
         return [word for word, _ in self.words(text)]
 
-    def words(self, text: str) -> list[tuple[str, list[int]]]:
-        """Each word, with the index in `text` of each character of it."""
+    def segments(self, text: str) -> list[str]:
+        """`text` in parts; those at odd places are of `never_split`."""
         if not isinstance(text, str):
             kind = type(text).__name__
             raise TypeError(f"a text must be a str, not {text!r} ({kind})")
+        return self._whole.split(text) if self._whole else [text]
+
+    def words(self, text: str) -> list[tuple[str, list[int]]]:
+        """Each word, with the index in `text` of each character of it."""
         words, start = [], 0
-        parts = self._whole.split(text) if self._whole else [text]
-        for position, part in enumerate(parts):
+        for position, part in enumerate(self.segments(text)):
             stop = start + len(part)
-            if position % 2:  # split puts what it matched between the rest
+            if position % 2:
                 words.append((part, list(range(start, stop))))
             else:
                 normal, places = _normalize(part, self._forms)
