@@ -3,10 +3,10 @@
 BERT, built from the equations of its papers, in PyTorch: a book whose pages
 run, and the package that is tangled from it.
 
-The page: /book/index.html
+The page: https://bertbook.github.io/bertbook/book/index.html
 """
 
-# Tangled from book/index.md (573a71): change it there and run
+# Tangled from book/index.md (24b366): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 # %% book/index.md#bertbook 7bd520

@@ -3,10 +3,10 @@
 Reads the chapters as MyST-NB reads them: their title, sections and code
 cells, each with its options and its line, and refuses what would not run.
 
-The page: /book/chapters.html
+The page: https://bertbook.github.io/bertbook/book/chapters.html
 """
 
-# Tangled from book/chapters.md (1e0812): change it there and run
+# Tangled from book/chapters.md (7972ee): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [

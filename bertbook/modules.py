@@ -3,10 +3,10 @@
 Makes the text of each module from its cells, byte for byte the same
 everywhere, and names every cell that a module could not hold.
 
-The page: /book/modules.html
+The page: https://bertbook.github.io/bertbook/book/modules.html
 """
 
-# Tangled from book/modules.md (719d92): change it there and run
+# Tangled from book/modules.md (befc52): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [

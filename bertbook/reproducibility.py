@@ -4,10 +4,10 @@ Three small tools that every later chapter leans on: a write that either
 happens or does not, a record that says where a number came from, and a
 budget that scales what a page trains.
 
-The page: /book/reproducibility.html
+The page: https://bertbook.github.io/bertbook/book/reproducibility.html
 """
 
-# Tangled from book/reproducibility.md (31f4c8): change it there and run
+# Tangled from book/reproducibility.md (61e0fa): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [

@@ -3,10 +3,10 @@
 Writes the package from the marked cells of the chapters, folds edits of the
 package back into the chapters, and refuses to guess when both have changed.
 
-The page: /book/tangle.html
+The page: https://bertbook.github.io/bertbook/book/tangle.html
 """
 
-# Tangled from book/tangle.md (c159fd): change it there and run
+# Tangled from book/tangle.md (f2948a): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
