@@ -1,0 +1,398 @@
+"""Training a vocabulary
+
+Learns the pieces that WordPiece cuts words into. The trainer starts from
+characters and merges neighbouring pieces, by frequency or by likelihood,
+until the vocabulary is full. The same words give the same vocabulary, in
+whatever order they come.
+
+The page: https://bertbook.github.io/bertbook/book/vocabulary.html
+"""
+
+# Tangled from book/vocabulary.md (de2025): change it there and run
+# `make tangle`, or change it here and run `make sync`.
+
+__all__ = [
+    "Merge",
+    "PairTable",
+    "SCORES",
+    "SPECIAL_TOKENS",
+    "count_words",
+    "find_alphabet",
+    "learn_merges",
+    "merge_pair",
+    "train_wordpiece",
+    "trained_vocabulary",
+]
+
+
+# %% book/vocabulary.md#counting-words d8f7f6
+import re
+from collections import Counter
+from collections.abc import Iterable
+
+from bertbook.wordpiece import BasicTokenizer
+
+# A word or a punctuation mark, where all characters are printable ASCII.
+_PLAIN = re.compile(r"[A-Za-z0-9]+|[!-/:-@\[-`{-~]")
+# Between ASCII spaces: a stretch with some other character in it.
+_OTHER = re.compile(r"[^ -~\t\n\r]")
+_STRETCH = re.compile(r"[^ \t\n\r]*[^ -~\t\n\r][^ \t\n\r]*")
+
+
+# %% book/vocabulary.md#counting-words d7b865
+def count_words(texts: Iterable[str], *,
+                do_lower_case: bool = True) -> Counter[str]:
+    """How often each word of `BasicTokenizer` occurs in `texts`.
+
+    Arguments: the texts; whether to lower the case and strip accents, as
+    uncased models do. Returns a Counter from word to count. Raises
+    ValueError if `texts` is one string.
+    """
+    if isinstance(texts, str):
+        raise ValueError("texts is one string, but a list of texts was "
+                         "expected; write [text]")
+    plain, stretches = Counter(), Counter()
+    for text in texts:
+        if _OTHER.search(text):
+            stretches.update(_STRETCH.findall(text))
+            text = _STRETCH.sub(" ", text)
+        text = text.lower() if do_lower_case else text
+        plain.update(_PLAIN.findall(text))
+    tokenizer = BasicTokenizer(do_lower_case=do_lower_case)
+    for stretch, count in stretches.items():
+        for word in tokenizer.tokenize(stretch):
+            plain[word] += count
+    return plain
+
+
+# %% book/vocabulary.md#where-the-second-score-comes-from b88cc0
+import math
+
+
+def _frequency(pair: int, left: int, right: int, total: int) -> float:
+    return pair
+
+
+def _likelihood(pair: int, left: int, right: int, total: int) -> float:
+    return pair / (left * right)
+
+
+# %% book/vocabulary.md#where-the-second-score-comes-from e4debf
+def _gain(pair: int, left: int, right: int, total: int) -> float:
+    return pair * (math.log(pair * total / (left * right)) - 1)
+
+
+# From the counts of the pair, of its two pieces and of all pieces.
+SCORES = {"frequency": _frequency, "likelihood": _likelihood, "gain": _gain}
+
+
+# %% book/vocabulary.md#the-loop-that-counts-again eb5982
+from collections.abc import Mapping
+
+
+def find_alphabet(word_counts: Mapping[str, int], *,
+                  limit_alphabet: int | None = None,
+                  initial_alphabet: Iterable[str] = ()) -> list[str]:
+    """The single characters that every other piece is built from.
+
+    Keeps `limit_alphabet` characters (all, if None): first those in
+    `initial_alphabet`, then the most frequent, of equally frequent ones
+    those with smaller code points. Returns them sorted, then with `##`
+    those seen inside a word or asked for.
+    """
+    inside = set(initial_alphabet)
+    seen = Counter(dict.fromkeys(inside, math.inf))
+    for word, count in word_counts.items():
+        inside.update(word[1:])
+        for character in word:
+            seen[character] += count
+    kept = sorted(sorted(seen), key=seen.get, reverse=True)
+    kept = sorted(kept[:limit_alphabet])
+    return kept + ["##" + c for c in kept if c in inside]
+
+
+# %% book/vocabulary.md#the-loop-that-remembers 8b0b2b
+from collections import defaultdict
+from itertools import pairwise
+
+_Pair = tuple[int, int]
+
+
+def _replace(word: list[int], pair: _Pair, new: int) -> list[int]:
+    left, right = pair
+    result: list[int] = []
+    for piece in word:
+        if piece == right and result and result[-1] == left:
+            result[-1] = new
+        else:
+            result.append(piece)
+    return result
+
+
+# %% book/vocabulary.md#the-loop-that-remembers 49420e
+class PairTable:
+    """Counts of pieces and of neighbouring pairs, exact after each merge.
+
+    `words` are lists of piece numbers, `counts` says how often each word
+    occurs, `min_frequency` from where on a pair counts as frequent.
+    Overlapping pairs all count.
+    """
+
+    def __init__(self, words: list[list[int]], counts: list[int],
+                 min_frequency: int = 1):
+        self.words, self.counts = words, counts
+        self.min_frequency = min_frequency
+        self.pieces: Counter[int] = Counter()
+        self.pairs: Counter[_Pair] = Counter()
+        self.words_with = defaultdict(set)  # pair -> numbers of words
+        self.pairs_with = defaultdict(set)  # piece -> frequent pairs
+        for index, (word, count) in enumerate(zip(words, counts)):
+            for piece in word:
+                self.pieces[piece] += count
+            for pair in pairwise(word):
+                self.pairs[pair] += count
+                self.words_with[pair].add(index)
+        for pair in self.pairs:
+            self.add(pair, 0)
+        self.total = self.pieces.total()
+
+    def add(self, pair: _Pair, change: int) -> None:
+        """Count `pair` by `change` more, or less."""
+        self.pairs[pair] += change
+        frequent = self.pairs[pair] >= self.min_frequency
+        for piece in pair:
+            if frequent:
+                self.pairs_with[piece].add(pair)
+            else:
+                self.pairs_with[piece].discard(pair)
+
+
+# %% book/vocabulary.md#the-loop-that-remembers 7a2f03
+def merge_pair(table: PairTable, pair: _Pair, new: int) -> None:
+    """Put the piece `new` where `pair` stands, from left to right."""
+    changes, merged = defaultdict(int), 0
+    for index in table.words_with.pop(pair):
+        before, count = table.words[index], table.counts[index]
+        after = table.words[index] = _replace(before, pair, new)
+        merged += count * (len(before) - len(after))
+        for other in pairwise(before):
+            changes[other] -= count
+        for other in pairwise(after):
+            changes[other] += count
+            if new in other:
+                table.words_with[other].add(index)
+    for other, change in changes.items():
+        if change:
+            table.add(other, change)
+    for piece, change in zip((*pair, new), (-merged, -merged, merged)):
+        table.pieces[piece] += change
+    table.total -= merged
+
+
+# %% book/vocabulary.md#the-loop-that-remembers 4c3841
+import heapq
+from collections.abc import Iterator
+from typing import NamedTuple
+
+
+class Merge(NamedTuple):
+    """One step of training: `left` and `right` became `piece`."""
+
+    left: str
+    right: str
+    piece: str
+    frequency: int  # how often the pair occurred
+    score: float
+
+
+# %% book/vocabulary.md#the-loop-that-remembers af5fd0
+class _BestFirst:
+    """Pairs of a table, the best by `score` first, while counts change."""
+
+    def __init__(self, table: PairTable, score: str):
+        self.table, self.score = table, SCORES[score]
+        self.heap, self.offered = [], {}
+
+    def value(self, pair: _Pair) -> float:
+        frequency, pieces = self.table.pairs[pair], self.table.pieces
+        if frequency < self.table.min_frequency:
+            return -math.inf
+        return self.score(frequency, pieces[pair[0]], pieces[pair[1]],
+                          self.table.total)
+
+    def offer(self, pairs: Iterable[_Pair]) -> None:
+        """Enter the pairs that have no entry as good as their score."""
+        for pair in pairs:
+            value = self.value(pair)
+            if value > self.offered.get(pair, -math.inf):
+                self.offered[pair] = value
+                heapq.heappush(self.heap, (-value, pair))
+
+    def pop(self) -> tuple[_Pair, float] | None:
+        while self.heap:
+            negative, pair = heapq.heappop(self.heap)
+            if self.offered.get(pair) != -negative:
+                continue  # a better entry of this pair was used before
+            del self.offered[pair]
+            if self.value(pair) == -negative:
+                return pair, -negative
+            self.offer([pair])
+        return None
+
+
+# %% book/vocabulary.md#the-loop-that-remembers 295d20
+def _spell(word: str) -> list[str]:
+    return [word[0], *("##" + letter for letter in word[1:])]
+
+
+def _spell_all(word_counts: Mapping[str, int], place: dict[str, int]
+               ) -> tuple[list[list[int]], list[int]]:
+    words, counts = [], []
+    for word, count in word_counts.items():
+        spelled = [place.get(piece) for piece in _spell(word)]
+        if None not in spelled:  # else the encoder answers [UNK]
+            words.append(spelled)
+            counts.append(count)
+    return words, counts
+
+
+# %% book/vocabulary.md#the-loop-that-remembers 2618c3
+def learn_merges(word_counts: Mapping[str, int], alphabet: list[str], *,
+                 score: str = "frequency",
+                 min_frequency: int = 2) -> Iterator[Merge]:
+    """Merge the best pair again and again, until none is frequent enough.
+
+    Words with a character outside `alphabet` are left out. Of equal scores
+    the pair whose left piece is older wins, then the one whose right piece
+    is; pieces of the alphabet are as old as their place in it. `score` is
+    a key of `SCORES`; a pair takes part from `min_frequency` on.
+    """
+    pieces, place = list(alphabet), {p: i for i, p in enumerate(alphabet)}
+    table = PairTable(*_spell_all(word_counts, place), min_frequency)
+    best = _BestFirst(table, score)
+    best.offer(table.pairs)
+    while found := best.pop():
+        (left, right), value = found
+        piece = pieces[left] + pieces[right][2:]
+        if piece not in place:  # "abc" can be ab + ##c, and a + ##bc later
+            place[piece] = len(pieces)
+            pieces.append(piece)
+        yield Merge(pieces[left], pieces[right], piece,
+                    table.pairs[left, right], value)
+        new = place[piece]
+        merge_pair(table, (left, right), new)
+        rising = [new] if score == "frequency" else [left, right, new]
+        for changed in rising:
+            best.offer(table.pairs_with[changed])
+
+
+# %% book/vocabulary.md#the-vocabulary cd75b5
+from tqdm import tqdm
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def _check(word_counts, score, min_frequency, special_tokens) -> None:
+    if not word_counts:
+        raise ValueError("There are no words to learn from: the corpus is "
+                         "empty; give texts with at least one word")
+    for word, count in word_counts.items():
+        if not word or count < 1:
+            raise ValueError(f"The word {word!r} has the count {count}, "
+                             "but words must be non-empty and counts at "
+                             "least 1; drop it")
+    if score not in SCORES:
+        raise ValueError(f"score is {score!r}, but it must be one of "
+                         f"{', '.join(map(repr, SCORES))}; choose one")
+    if min_frequency < 1:
+        raise ValueError(f"min_frequency is {min_frequency}, but a pair "
+                         "must occur at least once; give 1 or more")
+    twice = [t for t, n in Counter(special_tokens).items() if n > 1]
+    if twice:
+        raise ValueError(f"special_tokens has {twice[0]!r} more than once, "
+                         "but each needs an id of its own; drop one")
+
+
+# %% book/vocabulary.md#the-vocabulary 4b899e
+def _start(special_tokens: list[str], alphabet: list[str],
+           vocab_size: int) -> dict[str, int]:
+    pieces = dict.fromkeys([*special_tokens, *alphabet])
+    if vocab_size < len(pieces):
+        raise ValueError(
+            f"vocab_size is {vocab_size}, but {len(special_tokens)} "
+            f"special tokens and {len(alphabet)} characters need "
+            f"{len(pieces)}; raise it, or lower limit_alphabet")
+    return {piece: index for index, piece in enumerate(pieces)}
+
+
+# %% book/vocabulary.md#the-vocabulary f08e40
+def train_wordpiece(
+        texts_or_word_counts: Iterable[str] | Mapping[str, int],
+        vocab_size: int, *,
+        score: str = "frequency", min_frequency: int = 2,
+        limit_alphabet: int | None = None, initial_alphabet: str = "",
+        special_tokens: Iterable[str] = SPECIAL_TOKENS,
+        do_lower_case: bool = True,
+        show_progress: bool = True) -> dict[str, int]:
+    """Learn a vocabulary of `vocab_size` pieces; the ids are its order.
+
+    Arguments: texts, or a mapping from word to count; the size, with the
+    special tokens; "frequency", "likelihood" or "gain"; how often a pair
+    must occur to be merged; how many characters to keep at most, and which
+    ones always; the tokens with the first ids; whether to lower-case the
+    texts; whether to draw a progress bar. Returns fewer pieces only when no
+    pair occurs `min_frequency` times any more. Raises ValueError for input
+    that no vocabulary can be learned from.
+    """
+    words, special_tokens = texts_or_word_counts, list(special_tokens)
+    if not isinstance(words, Mapping):
+        words = count_words(words, do_lower_case=do_lower_case)
+    _check(words, score, min_frequency, special_tokens)
+    alphabet = find_alphabet(words, limit_alphabet=limit_alphabet,
+                             initial_alphabet=initial_alphabet)
+    vocabulary = _start(special_tokens, alphabet, vocab_size)
+    merges = learn_merges(words, alphabet, score=score,
+                          min_frequency=min_frequency)
+    with tqdm(total=vocab_size, initial=len(vocabulary), unit=" pieces",
+              disable=not show_progress) as bar:
+        while len(vocabulary) < vocab_size:
+            merge = next(merges, None)
+            if merge is None:
+                break
+            if merge.piece not in vocabulary:
+                vocabulary[merge.piece] = len(vocabulary)
+                bar.update()
+    return vocabulary
+
+
+# %% book/vocabulary.md#trained-once b2ec6f
+import hashlib
+from importlib.util import find_spec
+from pathlib import Path
+
+from bertbook.corpora import load_corpus
+from bertbook.reproducibility import kept, write_atomically
+
+
+def trained_vocabulary(corpus: str = "imdb", vocab_size: int = 8192, *,
+                       show_progress: bool = False,
+                       **options) -> dict[str, int]:
+    """The vocabulary of a corpus's training split, trained on first use.
+
+    `options` are those of `train_wordpiece`. The result is kept as a
+    `vocab.txt` where `bertbook.reproducibility.kept` keeps things.
+    """
+    texts = load_corpus(corpus, "train")["text"]
+    digest = hashlib.sha256(repr(sorted(options.items())).encode())
+    for module in "bertbook.wordpiece", "bertbook.vocabulary":
+        digest.update(Path(find_spec(module).origin).read_bytes())
+    for text in texts:
+        digest.update(hashlib.sha256(text.encode()).digest())
+    name = f"{corpus}-{vocab_size}-{digest.hexdigest()[:16]}.txt"
+    path = kept(f"vocabulary/{name}")
+    if not path.exists():
+        vocabulary = train_wordpiece(texts, vocab_size, **options,
+                                     show_progress=show_progress)
+        write_atomically(path, "\n".join(vocabulary))
+    pieces = path.read_text(encoding="utf-8").split("\n")
+    return {piece: index for index, piece in enumerate(pieces)}
