@@ -8,7 +8,7 @@ whatever order they come.
 The page: https://bertbook.github.io/bertbook/book/vocabulary.html
 """
 
-# Tangled from book/vocabulary.md (de2025): change it there and run
+# Tangled from book/vocabulary.md (d78bf8): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -39,9 +39,10 @@ _OTHER = re.compile(r"[^ -~\t\n\r]")
 _STRETCH = re.compile(r"[^ \t\n\r]*[^ -~\t\n\r][^ \t\n\r]*")
 
 
-# %% book/vocabulary.md#counting-words d7b865
-def count_words(texts: Iterable[str], *,
-                do_lower_case: bool = True) -> Counter[str]:
+# %% book/vocabulary.md#counting-words d2c578
+def count_words(
+    texts: Iterable[str], *, do_lower_case: bool = True
+) -> Counter[str]:
     """How often each word of `BasicTokenizer` occurs in `texts`.
 
     Arguments: the texts; whether to lower the case and strip accents, as
@@ -49,8 +50,7 @@ def count_words(texts: Iterable[str], *,
     ValueError if `texts` is one string.
     """
     if isinstance(texts, str):
-        raise ValueError("texts is one string, but a list of texts was "
-                         "expected; write [text]")
+        raise ValueError("texts is one string, not a list; write [text]")
     plain, stretches = Counter(), Counter()
     for text in texts:
         if _OTHER.search(text):
@@ -86,13 +86,15 @@ def _gain(pair: int, left: int, right: int, total: int) -> float:
 SCORES = {"frequency": _frequency, "likelihood": _likelihood, "gain": _gain}
 
 
-# %% book/vocabulary.md#the-loop-that-counts-again eb5982
+# %% book/vocabulary.md#the-loop-that-counts-again 5bcca2
 from collections.abc import Mapping
 
 
-def find_alphabet(word_counts: Mapping[str, int], *,
-                  limit_alphabet: int | None = None,
-                  initial_alphabet: Iterable[str] = ()) -> list[str]:
+def find_alphabet(
+    word_counts: Mapping[str, int],
+    limit_alphabet: int | None = None,
+    initial_alphabet: Iterable[str] = (),
+) -> list[str]:
     """The single characters that every other piece is built from.
 
     Keeps `limit_alphabet` characters (all, if None): first those in
@@ -129,7 +131,7 @@ def _replace(word: list[int], pair: _Pair, new: int) -> list[int]:
     return result
 
 
-# %% book/vocabulary.md#the-loop-that-remembers 49420e
+# %% book/vocabulary.md#the-loop-that-remembers 3a5366
 class PairTable:
     """Counts of pieces and of neighbouring pairs, exact after each merge.
 
@@ -138,8 +140,7 @@ class PairTable:
     Overlapping pairs all count.
     """
 
-    def __init__(self, words: list[list[int]], counts: list[int],
-                 min_frequency: int = 1):
+    def __init__(self, words, counts, min_frequency=1):
         self.words, self.counts = words, counts
         self.min_frequency = min_frequency
         self.pieces: Counter[int] = Counter()
@@ -161,10 +162,8 @@ class PairTable:
         self.pairs[pair] += change
         frequent = self.pairs[pair] >= self.min_frequency
         for piece in pair:
-            if frequent:
-                self.pairs_with[piece].add(pair)
-            else:
-                self.pairs_with[piece].discard(pair)
+            known = self.pairs_with[piece]
+            known.add(pair) if frequent else known.discard(pair)
 
 
 # %% book/vocabulary.md#the-loop-that-remembers 7a2f03
@@ -205,7 +204,7 @@ class Merge(NamedTuple):
     score: float
 
 
-# %% book/vocabulary.md#the-loop-that-remembers af5fd0
+# %% book/vocabulary.md#the-loop-that-remembers 508b35
 class _BestFirst:
     """Pairs of a table, the best by `score` first, while counts change."""
 
@@ -214,11 +213,11 @@ class _BestFirst:
         self.heap, self.offered = [], {}
 
     def value(self, pair: _Pair) -> float:
-        frequency, pieces = self.table.pairs[pair], self.table.pieces
-        if frequency < self.table.min_frequency:
+        table, (left, right) = self.table, pair
+        n, a, b = table.pairs[pair], table.pieces[left], table.pieces[right]
+        if n < table.min_frequency:
             return -math.inf
-        return self.score(frequency, pieces[pair[0]], pieces[pair[1]],
-                          self.table.total)
+        return self.score(n, a, b, table.total)
 
     def offer(self, pairs: Iterable[_Pair]) -> None:
         """Enter the pairs that have no entry as good as their score."""
@@ -240,26 +239,26 @@ class _BestFirst:
         return None
 
 
-# %% book/vocabulary.md#the-loop-that-remembers 295d20
-def _spell(word: str) -> list[str]:
-    return [word[0], *("##" + letter for letter in word[1:])]
-
-
-def _spell_all(word_counts: Mapping[str, int], place: dict[str, int]
-               ) -> tuple[list[list[int]], list[int]]:
+# %% book/vocabulary.md#the-loop-that-remembers b941fb
+def _spell(word_counts, place):
     words, counts = [], []
     for word, count in word_counts.items():
-        spelled = [place.get(piece) for piece in _spell(word)]
+        letters = [word[0], *("##" + letter for letter in word[1:])]
+        spelled = [place.get(letter) for letter in letters]
         if None not in spelled:  # else the encoder answers [UNK]
             words.append(spelled)
             counts.append(count)
     return words, counts
 
 
-# %% book/vocabulary.md#the-loop-that-remembers 2618c3
-def learn_merges(word_counts: Mapping[str, int], alphabet: list[str], *,
-                 score: str = "frequency",
-                 min_frequency: int = 2) -> Iterator[Merge]:
+# %% book/vocabulary.md#the-loop-that-remembers 7be81b
+def learn_merges(
+    word_counts: Mapping[str, int],
+    alphabet: list[str],
+    *,
+    score: str = "frequency",
+    min_frequency: int = 2,
+) -> Iterator[Merge]:
     """Merge the best pair again and again, until none is frequent enough.
 
     Words with a character outside `alphabet` are left out. Of equal scores
@@ -268,7 +267,7 @@ def learn_merges(word_counts: Mapping[str, int], alphabet: list[str], *,
     a key of `SCORES`; a pair takes part from `min_frequency` on.
     """
     pieces, place = list(alphabet), {p: i for i, p in enumerate(alphabet)}
-    table = PairTable(*_spell_all(word_counts, place), min_frequency)
+    table = PairTable(*_spell(word_counts, place), min_frequency)
     best = _BestFirst(table, score)
     best.offer(table.pairs)
     while found := best.pop():
@@ -277,95 +276,94 @@ def learn_merges(word_counts: Mapping[str, int], alphabet: list[str], *,
         if piece not in place:  # "abc" can be ab + ##c, and a + ##bc later
             place[piece] = len(pieces)
             pieces.append(piece)
-        yield Merge(pieces[left], pieces[right], piece,
-                    table.pairs[left, right], value)
-        new = place[piece]
+        names, new = (pieces[left], pieces[right], piece), place[piece]
+        yield Merge(*names, table.pairs[left, right], value)
         merge_pair(table, (left, right), new)
         rising = [new] if score == "frequency" else [left, right, new]
         for changed in rising:
             best.offer(table.pairs_with[changed])
 
 
-# %% book/vocabulary.md#the-vocabulary cd75b5
+# %% book/vocabulary.md#the-vocabulary 523d8d
 from tqdm import tqdm
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
-def _check(word_counts, score, min_frequency, special_tokens) -> None:
-    if not word_counts:
-        raise ValueError("There are no words to learn from: the corpus is "
-                         "empty; give texts with at least one word")
-    for word, count in word_counts.items():
-        if not word or count < 1:
-            raise ValueError(f"The word {word!r} has the count {count}, "
-                             "but words must be non-empty and counts at "
-                             "least 1; drop it")
-    if score not in SCORES:
-        raise ValueError(f"score is {score!r}, but it must be one of "
-                         f"{', '.join(map(repr, SCORES))}; choose one")
-    if min_frequency < 1:
-        raise ValueError(f"min_frequency is {min_frequency}, but a pair "
-                         "must occur at least once; give 1 or more")
-    twice = [t for t, n in Counter(special_tokens).items() if n > 1]
-    if twice:
-        raise ValueError(f"special_tokens has {twice[0]!r} more than once, "
-                         "but each needs an id of its own; drop one")
+def _require(holds: object, message: str) -> None:
+    if not holds:
+        raise ValueError(message)
 
 
-# %% book/vocabulary.md#the-vocabulary 4b899e
-def _start(special_tokens: list[str], alphabet: list[str],
-           vocab_size: int) -> dict[str, int]:
-    pieces = dict.fromkeys([*special_tokens, *alphabet])
-    if vocab_size < len(pieces):
-        raise ValueError(
-            f"vocab_size is {vocab_size}, but {len(special_tokens)} "
-            f"special tokens and {len(alphabet)} characters need "
-            f"{len(pieces)}; raise it, or lower limit_alphabet")
-    return {piece: index for index, piece in enumerate(pieces)}
+def _check(words, score, min_frequency, special_tokens) -> None:
+    _require(words, "the corpus has no words; give texts with at least one")
+    odd = next((w for w in words if not w or words[w] < 1), None)
+    count = words.get(odd)
+    _require(
+        odd is None,
+        f"the word {odd!r} has the count {count}, but words must be "
+        "non-empty and counts at least 1; drop it",
+    )
+    names = ", ".join(map(repr, SCORES))
+    _require(score in SCORES, f"score is {score!r}; give one of {names}")
+    least = f"min_frequency is {min_frequency}; give 1 or more"
+    _require(min_frequency >= 1, least)
+    _require(
+        len(set(special_tokens)) == len(special_tokens),
+        f"special_tokens has {special_tokens}, but each token needs "
+        "an id of its own; drop the duplicates",
+    )
 
 
-# %% book/vocabulary.md#the-vocabulary f08e40
+# %% book/vocabulary.md#the-vocabulary 02e33d
 def train_wordpiece(
-        texts_or_word_counts: Iterable[str] | Mapping[str, int],
-        vocab_size: int, *,
-        score: str = "frequency", min_frequency: int = 2,
-        limit_alphabet: int | None = None, initial_alphabet: str = "",
-        special_tokens: Iterable[str] = SPECIAL_TOKENS,
-        do_lower_case: bool = True,
-        show_progress: bool = True) -> dict[str, int]:
+    texts_or_word_counts: Iterable[str] | Mapping[str, int],
+    vocab_size: int,
+    *,
+    score: str = "frequency",
+    min_frequency: int = 2,
+    limit_alphabet: int | None = None,
+    initial_alphabet: str = "",
+    special_tokens: Iterable[str] = SPECIAL_TOKENS,
+    do_lower_case: bool = True,
+    show_progress: bool = True,
+) -> dict[str, int]:
     """Learn a vocabulary of `vocab_size` pieces; the ids are its order.
 
-    Arguments: texts, or a mapping from word to count; the size, with the
-    special tokens; "frequency", "likelihood" or "gain"; how often a pair
-    must occur to be merged; how many characters to keep at most, and which
-    ones always; the tokens with the first ids; whether to lower-case the
-    texts; whether to draw a progress bar. Returns fewer pieces only when no
-    pair occurs `min_frequency` times any more. Raises ValueError for input
-    that no vocabulary can be learned from.
+    Arguments: texts, or a mapping from word to count; the size, special
+    tokens included; a key of `SCORES`; how often a pair must occur to be
+    merged; how many characters to keep, and which ones first; the tokens
+    with the first ids; whether to lower-case texts and to show progress.
+    Returns fewer pieces only when no pair is frequent enough any more.
+    Raises ValueError for input that no vocabulary can be learned from.
     """
     words, special_tokens = texts_or_word_counts, list(special_tokens)
     if not isinstance(words, Mapping):
         words = count_words(words, do_lower_case=do_lower_case)
     _check(words, score, min_frequency, special_tokens)
-    alphabet = find_alphabet(words, limit_alphabet=limit_alphabet,
-                             initial_alphabet=initial_alphabet)
-    vocabulary = _start(special_tokens, alphabet, vocab_size)
-    merges = learn_merges(words, alphabet, score=score,
-                          min_frequency=min_frequency)
-    with tqdm(total=vocab_size, initial=len(vocabulary), unit=" pieces",
-              disable=not show_progress) as bar:
-        while len(vocabulary) < vocab_size:
-            merge = next(merges, None)
-            if merge is None:
-                break
-            if merge.piece not in vocabulary:
-                vocabulary[merge.piece] = len(vocabulary)
-                bar.update()
+    alphabet = find_alphabet(words, limit_alphabet, initial_alphabet)
+    vocabulary = {}
+    for piece in [*special_tokens, *alphabet]:
+        vocabulary.setdefault(piece, len(vocabulary))
+    _require(
+        vocab_size >= len(vocabulary),
+        f"vocab_size is {vocab_size}, but {len(special_tokens)} special "
+        f"tokens and {len(alphabet)} characters need {len(vocabulary)}; "
+        "raise it, or lower limit_alphabet",
+    )
+    merges = learn_merges(
+        words, alphabet, score=score, min_frequency=min_frequency
+    )
+    with tqdm(total=vocab_size, disable=not show_progress) as bar:
+        bar.update(len(vocabulary))
+        while len(vocabulary) < vocab_size and (merge := next(merges, 0)):
+            new = merge.piece not in vocabulary
+            vocabulary.setdefault(merge.piece, len(vocabulary))
+            bar.update(new)
     return vocabulary
 
 
-# %% book/vocabulary.md#trained-once b2ec6f
+# %% book/vocabulary.md#trained-once abc571
 import hashlib
 from importlib.util import find_spec
 from pathlib import Path
@@ -374,15 +372,16 @@ from bertbook.corpora import load_corpus
 from bertbook.reproducibility import kept, write_atomically
 
 
-def trained_vocabulary(corpus: str = "imdb", vocab_size: int = 8192, *,
-                       show_progress: bool = False,
-                       **options) -> dict[str, int]:
+def trained_vocabulary(
+    corpus: str = "imdb", vocab_size: int = 8192, **options
+) -> dict[str, int]:
     """The vocabulary of a corpus's training split, trained on first use.
 
     `options` are those of `train_wordpiece`. The result is kept as a
     `vocab.txt` where `bertbook.reproducibility.kept` keeps things.
     """
     texts = load_corpus(corpus, "train")["text"]
+    show_progress = options.pop("show_progress", False)
     digest = hashlib.sha256(repr(sorted(options.items())).encode())
     for module in "bertbook.wordpiece", "bertbook.vocabulary":
         digest.update(Path(find_spec(module).origin).read_bytes())
@@ -391,8 +390,8 @@ def trained_vocabulary(corpus: str = "imdb", vocab_size: int = 8192, *,
     name = f"{corpus}-{vocab_size}-{digest.hexdigest()[:16]}.txt"
     path = kept(f"vocabulary/{name}")
     if not path.exists():
-        vocabulary = train_wordpiece(texts, vocab_size, **options,
-                                     show_progress=show_progress)
+        options["show_progress"] = show_progress
+        vocabulary = train_wordpiece(texts, vocab_size, **options)
         write_atomically(path, "\n".join(vocabulary))
     pieces = path.read_text(encoding="utf-8").split("\n")
     return {piece: index for index, piece in enumerate(pieces)}
