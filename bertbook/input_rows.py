@@ -6,7 +6,7 @@ into windows, and padding to one length.
 The page: https://bertbook.github.io/bertbook/book/input_rows.html
 """
 
-# Tangled from book/input_rows.md (0acd7f): change it there and run
+# Tangled from book/input_rows.md (91a0f7): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -230,7 +230,18 @@ class RowRules:
             )
 
 
-# %% book/input_rows.md#what-was-asked-for fe57ef
+# %% book/input_rows.md#what-was-asked-for f57a38
+def _room(rules, added):
+    """How many pieces of text a row has room for."""
+    room = rules.max_length - added
+    if room < 0 or rules.stride and rules.stride >= room:
+        raise ValueError(
+            f"max_length={rules.max_length} has no room for {added} special "
+            f"tokens and a stride of {rules.stride}; raise it"
+        )
+    return room
+
+
 def build_rows(
     firsts: list[dict],
     seconds: list[dict] | None,
@@ -246,17 +257,12 @@ def build_rows(
     ValueError where `rules` leave no room.
     """
     rows, owners = [], []
+    added = len(cls) + len(sep) * (1 if seconds is None else 2)
+    room = _room(rules, added) if rules.truncation else None
     for number, first in enumerate(firsts):
         second = None if seconds is None else seconds[number]
         pairs = [(first, second)]
-        if rules.truncation:
-            added = len(cls) + len(sep) * (1 if second is None else 2)
-            room = rules.max_length - added
-            if room < 0:
-                raise ValueError(
-                    f"max_length={rules.max_length} is less than the "
-                    f"{added} special tokens of a row; raise it"
-                )
+        if room is not None:
             pairs = _pairs_of_windows(first, second, room, rules)
         for pair in pairs if overflow else pairs[:1]:
             rows.append(build_row(*pair, cls, sep))

