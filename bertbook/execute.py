@@ -6,7 +6,7 @@ has changed, and names the chapter and the line where one fails.
 The page: https://bertbook.github.io/bertbook/book/execute.html
 """
 
-# Tangled from book/execute.md (2f5298): change it there and run
+# Tangled from book/execute.md (90dc04): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -97,7 +97,7 @@ def modules_used(book: Book, chapter: Chapter) -> set[str]:
     return reached
 
 
-# %% book/execute.md#the-key-of-a-chapter 2c9ec5
+# %% book/execute.md#the-key-of-a-chapter 825979
 def _surroundings(root: Path) -> str:
     """What every chapter depends on: Python, the budget, the pins."""
     pins = root / "requirements.txt"
@@ -105,11 +105,12 @@ def _surroundings(root: Path) -> str:
     return "\0".join([sys.version, budget(), text])
 
 
-def _runs_named(root: Path, code: str) -> list[str]:
-    """Name and digest of each recorded run whose name stands in `code`."""
-    runs = sorted((root / "book" / "results").glob("*.json"))
-    return [f"{run.name} {hashlib.sha256(run.read_bytes()).hexdigest()}"
-            for run in runs if run.stem in code]
+def _files_named(root: Path, code: str) -> list[str]:
+    """Name and digest of each recorded run, and of the table of contents,
+    whose name stands in `code`."""
+    files = [root / "_toc.yml", *(root / "book" / "results").glob("*.json")]
+    return [f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}"
+            for file in sorted(files) if file.name in code]
 
 
 def chapter_key(book: Book, chapter: Chapter) -> str:
@@ -117,8 +118,8 @@ def chapter_key(book: Book, chapter: Chapter) -> str:
     names = sorted(modules_used(book, chapter))
     codes = [_code(book.modules.get(f"{name}.py", [])) for name in names]
     own = _code(chapter.cells)
-    runs = _runs_named(book.root, "\0".join([own, *codes]))
-    parts = [_surroundings(book.root), own, *names, *codes, *runs]
+    files = _files_named(book.root, own)
+    parts = [_surroundings(book.root), own, *names, *codes, *files]
     return hashlib.sha256("\1".join(parts).encode()).hexdigest()[:16]
 
 
