@@ -6,7 +6,7 @@ engine, by computing the pieces of each word only once.
 The page: https://bertbook.github.io/bertbook/book/text_encoder.html
 """
 
-# Tangled from book/text_encoder.md (d5107d): change it there and run
+# Tangled from book/text_encoder.md (9f45ec): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -32,7 +32,7 @@ def _part_pattern(chinese):
     return re.compile(f" ?(?:{word}|[{alone}])|[ \t\n\r]")
 
 
-# %% book/text_encoder.md#the-cache 28e89f
+# %% book/text_encoder.md#the-cache ef3635
 _LONGEST_KEY = 64
 
 
@@ -41,7 +41,9 @@ class _Cache(dict):
         self.compute, self.limit = compute, limit
 
     def __missing__(self, part):
-        value = self.compute(part)
+        return self.keep(part, self.compute(part))
+
+    def keep(self, part, value):
         if len(part) <= _LONGEST_KEY:
             if len(self) >= self.limit:
                 self.clear()
@@ -77,7 +79,7 @@ def _pieces_of(part, basic, wordpiece):
     return pieces
 
 
-# %% book/text_encoder.md#the-encoder 126e01
+# %% book/text_encoder.md#the-encoder 142e71
 class TextEncoder:
     """From text to columns of ids, offsets and word numbers.
 
@@ -104,6 +106,8 @@ class TextEncoder:
 
     def _find_spans(self, part):
         pieces = _pieces_of(part, self.basic, self.wordpiece)
+        vocab = self.wordpiece.vocab  # the ids will be asked for next
+        self._ids.keep(part, tuple(vocab[piece] for piece, *_ in pieces))
         return tuple((start, end) for _, start, end, _ in pieces)
 
     def _find_numbers(self, part):
@@ -123,7 +127,7 @@ class TextEncoder:
         return [_encode(self, text, offsets, words) for text in texts]
 
 
-# %% book/text_encoder.md#the-encoder a31735
+# %% book/text_encoder.md#the-encoder c79adc
 def _encode(encoder, text, offsets, words):
     ids, spans, numbers, start, count = [], [], [], 0, 0
     for position, segment in enumerate(encoder.basic.segments(text)):
@@ -134,7 +138,6 @@ def _encode(encoder, text, offsets, words):
             count += 1
         else:
             parts = encoder._parts.findall(segment)
-            ids += chain.from_iterable(map(encoder._ids.__getitem__, parts))
             if offsets:
                 starts = accumulate(map(len, parts), initial=start)
                 found = map(encoder._spans.__getitem__, parts)
@@ -143,6 +146,7 @@ def _encode(encoder, text, offsets, words):
                     for at, inside in zip(starts, found)
                     for first, last in inside
                 ]
+            ids += chain.from_iterable(map(encoder._ids.__getitem__, parts))
             if words:
                 for inside in map(encoder._numbers.__getitem__, parts):
                     numbers += [count + number for number in inside]

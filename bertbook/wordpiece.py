@@ -6,7 +6,7 @@ vocabulary by the greedy longest match, in quadratic and in linear time.
 The page: https://bertbook.github.io/bertbook/book/wordpiece.html
 """
 
-# Tangled from book/wordpiece.md (8763fe): change it there and run
+# Tangled from book/wordpiece.md (3aa959): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -117,10 +117,10 @@ def is_punctuation(c: str) -> bool:
     return _category(c)[0] == "P"
 
 
-# %% book/wordpiece.md#a-text-one-character-at-a-time a990ed
+# %% book/wordpiece.md#a-text-one-character-at-a-time bc6034
 _MOVING_MARKS = _UNICODE_9_MARKS | _characters(
     "1b44 1baa 1bf2-1bf3 302e-302f a953 a9c0 111c0 11235 1134d 116b6"
-    " 1d165-1d166 1d16d-1d172"
+    " 1d15e-1d166 1d16d-1d172 1d1bb-1d1c0"  # or decompose to one
 )
 _ANY_MOVING_MARK = re.compile(f"[{''.join(sorted(_MOVING_MARKS))}]")
 

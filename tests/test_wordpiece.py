@@ -95,8 +95,10 @@ def test_every_character_decomposes_and_combines_like_the_engines():
 
 def test_moving_marks_are_those_that_combine_and_stay():
     for c in CHARACTERS:
-        if wordpiece._combining_class(c) and wordpiece._category(c) != "Mn":
-            assert c in wordpiece._MOVING_MARKS, ascii(c)
+        for part in wordpiece._decompose(c):
+            stays = wordpiece._category(part) != "Mn"
+            if stays and wordpiece._combining_class(part):
+                assert c in wordpiece._MOVING_MARKS, ascii(c)
 
 
 MARKS = [c for c in CHARACTERS if unicodedata.combining(c)]
@@ -201,6 +203,13 @@ def test_linear_equals_greedy_and_the_engine(starts, rests, word, prefix):
     assert LinearWordPiece(vocab, **options).tokenize(word) == greedy
     engine = models.WordPiece(vocab, unk_token="[UNK]", **options)
     assert [token.value for token in engine.tokenize(word)] == greedy
+
+
+@pytest.mark.parametrize(
+    "text", ["\U0001d1bb\ue952\u0334\u849d", "\U0001d15e\U000112ea\u08e1"]
+)
+def test_marks_that_appear_by_decomposition_move(text):
+    compare_words([text], OPTIONS[0])
 
 
 def test_limits_are_the_engines():
