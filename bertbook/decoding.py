@@ -6,7 +6,7 @@ character of the original.
 The page: https://bertbook.github.io/bertbook/book/decoding.html
 """
 
-# Tangled from book/decoding.md (27fd0a): change it there and run
+# Tangled from book/decoding.md (7ad03e): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -173,7 +173,7 @@ class BatchEncoding(dict):
         return self
 
 
-# %% book/decoding.md#what-a-call-returns 2943fa
+# %% book/decoding.md#what-a-call-returns 9406c6
 class TextEncoding(BatchEncoding):
     """A `BatchEncoding` with the questions about tokens and text."""
 
@@ -204,7 +204,7 @@ class TextEncoding(BatchEncoding):
     def token_to_chars(
         self, row: int, token: int | None = None
     ) -> tuple[int, int] | None:
-        """Where a token stands in the original text; None if it does not."""
+        """Where a token stands in the original text, or None."""
         row, token = (0, row) if token is None else (row, token)
         found = self._rows[row]
         outside = found["segments"][token] is None

@@ -6,7 +6,7 @@ into windows, and padding to one length.
 The page: https://bertbook.github.io/bertbook/book/input_rows.html
 """
 
-# Tangled from book/input_rows.md (91a0f7): change it there and run
+# Tangled from book/input_rows.md (7fce30): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "build_rows",
     "kept_lengths",
     "pad_row",
+    "read_texts",
     "windows",
 ]
 
@@ -82,7 +83,7 @@ def windows(
     return [(start, min(start + size, length)) for start in starts]
 
 
-# %% book/input_rows.md#rows-that-are-too-long aba238
+# %% book/input_rows.md#rows-that-are-too-long 3c90d0
 def kept_lengths(
     first: int, second: int | None, room: int, strategy: str
 ) -> tuple[int, int | None]:
@@ -103,8 +104,8 @@ def kept_lengths(
         if short + long > room:
             short, long = room // 2, room - room // 2
         return (short, long) if first <= second else (long, short)
-    cut, of = ("first", first) if strategy == "only_first" else (
-        "second", second or 0)
+    cut = strategy.removeprefix("only_")
+    of = first if cut == "first" else second or 0
     if of <= excess:
         raise ValueError(
             f"truncation={strategy!r} must remove {excess} pieces, and the "
@@ -115,7 +116,7 @@ def kept_lengths(
     return first, second - excess
 
 
-# %% book/input_rows.md#rows-that-are-too-long eec163
+# %% book/input_rows.md#rows-that-are-too-long 10918a
 def _pairs_of_windows(first, second, room, rules):
     """Segments cut to `room`: those of the row, then the overflow."""
     lengths = len(first["ids"]), second and len(second["ids"])
@@ -126,10 +127,15 @@ def _pairs_of_windows(first, second, room, rules):
             cut.append([None])
             continue
         spans = windows(length, size, rules.stride, rules.truncation_side)
-        cut.append([
-            {name: column[start:end] for name, column in columns.items()}
-            for start, end in spans
-        ])
+        cut.append(
+            [
+                {
+                    name: values[start:end]
+                    for name, values in columns.items()
+                }
+                for start, end in spans
+            ]
+        )
     firsts, seconds = cut
     pairs = [(firsts[0], seconds[0])]
     pairs += [(one, two) for one in firsts[1:] for two in seconds]
@@ -188,7 +194,7 @@ def _choice(name, value):
     )
 
 
-# %% book/input_rows.md#what-was-asked-for 7dc411
+# %% book/input_rows.md#what-was-asked-for 33e787
 from dataclasses import dataclass
 
 
@@ -218,7 +224,8 @@ class RowRules:
         if needs and self.max_length is None:
             raise ValueError(
                 "truncation and padding='max_length' need a length, and "
-                "neither the call nor the tokenizer has one; pass max_length"
+                "neither the call nor the tokenizer has one; pass "
+                "max_length"
             )
         multiple = self.pad_to_multiple_of
         both = self.truncation and self.padding and multiple
@@ -230,14 +237,14 @@ class RowRules:
             )
 
 
-# %% book/input_rows.md#what-was-asked-for f57a38
+# %% book/input_rows.md#what-was-asked-for 4e002a
 def _room(rules, added):
     """How many pieces of text a row has room for."""
     room = rules.max_length - added
     if room < 0 or rules.stride and rules.stride >= room:
         raise ValueError(
-            f"max_length={rules.max_length} has no room for {added} special "
-            f"tokens and a stride of {rules.stride}; raise it"
+            f"max_length={rules.max_length} has no room for {added} "
+            f"special tokens and a stride of {rules.stride}; raise it"
         )
     return room
 
@@ -284,3 +291,46 @@ def _pad_rows(rows, owners, rules, pad_id):
     length = -(-length // multiple) * multiple
     side = rules.padding_side
     return [pad_row(row, length, pad_id, side) for row in rows]
+
+
+# %% book/input_rows.md#what-a-call-takes 19bf2f
+def _is_list(value):
+    return isinstance(value, (list, tuple))
+
+
+def read_texts(
+    text: str | list, pair: str | list | None, split: bool
+) -> tuple[bool, list, list | None]:
+    """Whether it is a batch, the first texts, and the second or None.
+
+    With `split` a text is a list of words. Raises TypeError where a text is
+    none, ValueError where the batches have different lengths.
+    """
+    words_in = split and _is_list(text) and not any(map(_is_list, text))
+    batched = _is_list(text) and not words_in
+    if not batched:
+        text, pair = [text], [pair] if pair else None
+    elif pair is None and text and not split and all(map(_is_list, text)):
+        if any(len(two) != 2 for two in text):
+            raise ValueError(
+                "a batch of lists is a batch of pairs, and one of them "
+                "does not hold two texts; for lists of words pass "
+                "is_split_into_words=True"
+            )
+        text, pair = map(list, zip(*text))
+    if pair is not None and (not _is_list(pair) or len(pair) != len(text)):
+        size = len(pair) if _is_list(pair) else "no list"
+        raise ValueError(
+            f"a batch of {len(text)} texts needs as many second texts, and "
+            f"text_pair is {size}; pass two lists of one length"
+        )
+    for each in [*text, *(pair or [])]:
+        words = each if split and _is_list(each) else [each]
+        strings = all(isinstance(word, str) for word in words)
+        if _is_list(each) != split or not strings:
+            kind = "a list of words" if split else "a str"
+            raise TypeError(
+                f"each text must be {kind}, and one is {each!r:.60} "
+                f"({type(each).__name__})"
+            )
+    return batched, list(text), pair and list(pair)

@@ -6,7 +6,7 @@ engine, by computing the pieces of each word only once.
 The page: https://bertbook.github.io/bertbook/book/text_encoder.html
 """
 
-# Tangled from book/text_encoder.md (9f45ec): change it there and run
+# Tangled from book/text_encoder.md (d30941): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -15,14 +15,15 @@ __all__ = [
 ]
 
 
-# %% book/text_encoder.md#parts-that-may-be-cached d6e607
+# %% book/text_encoder.md#parts-that-may-be-cached 721a4f
 import re
 from itertools import accumulate, chain
 
 from bertbook.wordpiece import BasicTokenizer, WordPiece
 
 _SYMBOLS = "!-/:-@\\[-`{-~\u2010-\u2027"
-_SYMBOLS += "\u3001-\u3003\u3008-\u3011\uff01-\uff03\uff05-\uff0a\uff0c-\uff0f"
+_SYMBOLS += "\u3001-\u3003\u3008-\u3011"
+_SYMBOLS += "\uff01-\uff03\uff05-\uff0a\uff0c-\uff0f"
 _IDEOGRAPHS = "\u3400-\u4dbf\u4e00-\u9fff"
 
 

@@ -6,7 +6,7 @@ back into text, with the names and results of the transformers library.
 The page: https://bertbook.github.io/bertbook/book/tokenizer.html
 """
 
-# Tangled from book/tokenizer.md (f755b7): change it there and run
+# Tangled from book/tokenizer.md (12b8f4): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -15,45 +15,11 @@ __all__ = [
 ]
 
 
-# %% book/tokenizer.md#what-a-call-takes 7acc24
-def _is_list(value):
-    return isinstance(value, (list, tuple))
-
-
-def _read_texts(text, pair, split):
-    """Whether it is a batch, the first texts, and the second or None."""
-    kind = "a list of words" if split else "a str"
-    batched = _is_list(text) and not (split and not any(map(_is_list, text)))
-    if not batched:
-        text, pair = [text], [pair] if pair else None
-    elif pair is None and text and not split and all(map(_is_list, text)):
-        if any(len(two) != 2 for two in text):
-            raise ValueError(
-                "a batch of lists is a batch of pairs, and one of them does "
-                "not hold two texts; for words pass is_split_into_words=True"
-            )
-        text, pair = map(list, zip(*text))
-    if pair is not None and (not _is_list(pair) or len(pair) != len(text)):
-        size = len(pair) if _is_list(pair) else "no list"
-        raise ValueError(
-            f"a batch of {len(text)} texts needs as many second texts, and "
-            f"text_pair is {size}; pass two lists of one length"
-        )
-    for each in [*text, *(pair or [])]:
-        words = each if split and _is_list(each) else [each]
-        if _is_list(each) != split or not all(isinstance(w, str) for w in words):
-            raise TypeError(
-                f"each text must be {kind}, and one is {each!r:.60} "
-                f"({type(each).__name__})"
-            )
-    return batched, list(text), pair and list(pair)
-
-
-# %% book/tokenizer.md#berttokenizer 66b3a0
+# %% book/tokenizer.md#berttokenizer 28ea25
 from dataclasses import dataclass
 
 from bertbook.decoding import Decoder, TextEncoding, to_tensors
-from bertbook.input_rows import RowRules, build_rows
+from bertbook.input_rows import RowRules, build_rows, read_texts
 
 
 @dataclass(frozen=True)
@@ -85,10 +51,9 @@ def _columns_of(encoder, texts, split, offsets, words):
 
 
 def _rows_of(tokenizer, call, offsets=False, words=False):
+    how = call.split, offsets, words
     firsts, seconds = (
-        None
-        if texts is None
-        else _columns_of(tokenizer.encoder, texts, call.split, offsets, words)
+        texts and _columns_of(tokenizer.encoder, texts, *how)
         for texts in (call.firsts, call.seconds)
     )
     cls = [tokenizer.cls_token_id] if call.special else []
@@ -132,7 +97,7 @@ def _answer(tokenizer, call, wanted, batched, tensors, length):
     return TextEncoding(columns, lambda: _detailed_rows(tokenizer, call))
 
 
-# %% book/tokenizer.md#berttokenizer aa0e6c
+# %% book/tokenizer.md#berttokenizer 84a90e
 class CallableTokenizer(Decoder):
     """A `Decoder` that also encodes. Its `encoder` makes the columns."""
 
@@ -164,22 +129,39 @@ class CallableTokenizer(Decoder):
         text is none, ValueError where arguments contradict each other.
         """
         split = is_split_into_words
-        batched, *texts = _read_texts(text, text_pair, split)
+        batched, *texts = read_texts(text, text_pair, split)
         if truncation is None and not padding and max_length is not None:
             truncation = True
         if max_length is None:
             max_length = self.settings.model_max_length
         side = padding_side or self.settings.padding_side
-        rules = RowRules(padding, truncation, max_length, stride,
-                         pad_to_multiple_of, side,
-                         self.settings.truncation_side)
-        call = _Call(*texts, split, add_special_tokens,
-                     return_overflowing_tokens, rules)
-        asked = (True, return_token_type_ids, return_attention_mask,
-                 return_special_tokens_mask, return_offsets_mapping)
+        rules = RowRules(
+            padding,
+            truncation,
+            max_length,
+            stride,
+            pad_to_multiple_of,
+            side,
+            self.settings.truncation_side,
+        )
+        call = _Call(
+            *texts,
+            split,
+            add_special_tokens,
+            return_overflowing_tokens,
+            rules,
+        )
+        asked = (
+            True,
+            return_token_type_ids,
+            return_attention_mask,
+            return_special_tokens_mask,
+            return_offsets_mapping,
+        )
         wanted = [name for name, yes in zip(_COLUMNS, asked) if yes]
-        return _answer(self, call, wanted, batched, return_tensors,
-                       return_length)
+        return _answer(
+            self, call, wanted, batched, return_tensors, return_length
+        )
 
 
 # %% book/tokenizer.md#berttokenizer 8ecb24
@@ -213,7 +195,7 @@ def _text_encoder(vocab, settings):
     return TextEncoder(basic, wordpiece)
 
 
-# %% book/tokenizer.md#berttokenizer a6086c
+# %% book/tokenizer.md#berttokenizer cc0905
 class BertTokenizer(CallableTokenizer):
     """BERT's tokenizer (Devlin et al. 2019), equal to `transformers`'.
 
@@ -229,12 +211,15 @@ class BertTokenizer(CallableTokenizer):
         self.encoder = _text_encoder(self._vocab, settings)
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, **options) -> "BertTokenizer":
+    def from_pretrained(
+        cls, name: str | Path, **options
+    ) -> "BertTokenizer":
         """The tokenizer in a folder, or of a model by its name.
 
         "all-MiniLM-L6-v2" is embedded and has bert-base-uncased's
         vocabulary. Other names are asked of the Hugging Face hub. Raises
-        FileNotFoundError, ConnectionError or ValueError, with file and line.
+        FileNotFoundError, ConnectionError, or ValueError with file and
+        line.
         """
         return _load(cls, name, options)
 
@@ -262,11 +247,11 @@ class BertTokenizer(CallableTokenizer):
         return self(text, text_pair, **options)["input_ids"]
 
     def num_special_tokens_to_add(self, pair: bool = False) -> int:
-        """How many tokens a row has beside its texts': 2, or 3 for pairs."""
+        """How many tokens a row has beside its texts': 2, for pairs 3."""
         return 3 if pair else 2
 
 
-# %% book/tokenizer.md#berttokenizer 469daf
+# %% book/tokenizer.md#berttokenizer f2210e
 from dataclasses import asdict, replace
 
 from bertbook.reproducibility import write_atomically
@@ -303,7 +288,7 @@ def _load(cls, name, options):
         vocab = read_vocab(lines)
     else:
         raise FileNotFoundError(
-            f"{folder} holds neither tokenizer.json nor vocab.txt; name the "
+            f"{folder} holds neither tokenizer.json nor vocab.txt; name a "
             "folder that save_pretrained wrote"
         )
     settings = replace(settings, **options)
@@ -344,7 +329,7 @@ def _folder_of(name):
     return _hub_folder(str(name))
 
 
-# %% book/tokenizer.md#berttokenizer 6599c1
+# %% book/tokenizer.md#berttokenizer 1b5c33
 from bertbook.corpora import hub_answers
 
 
@@ -355,15 +340,14 @@ def _hub_folder(name):
 
     wanted = ["vocab.txt", "tokenizer*.json", "config.json"]
     for offline in (True, False):
+        options = {"allow_patterns": wanted, "local_files_only": offline}
         try:
             if offline or hub_answers():
-                return Path(snapshot_download(
-                    name, allow_patterns=wanted, local_files_only=offline
-                ))
+                return Path(snapshot_download(name, **options))
         except (NotHere, HFValidationError):
             pass
     raise ConnectionError(
         f"{name!r} is no folder and not downloaded, and the Hugging Face "
-        f"hub does not answer; name a folder, or {_EMBEDDED[0]!r}, which is "
-        "embedded and has the vocabulary of bert-base-uncased"
+        f"hub does not answer; name a folder, or {_EMBEDDED[0]!r}, which "
+        "is embedded and has the vocabulary of bert-base-uncased"
     )

