@@ -4,7 +4,7 @@ BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := book
-.PHONY: book test tangle sync format lint serve links clean help
+.PHONY: book test tangle sync format lint serve links screenshot clean help
 
 .venv/done: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and \
@@ -29,14 +29,14 @@ sync: .venv/done ## fold edits of bertbook/ back into the chapters too
 
 format: .venv/done ## format and sort imports in bertbook/, fold back, and the tests
 	$(BIN)/python -m bertbook.tangle --sync
-	$(BIN)/ruff check -q --select I --fix bertbook tests benchmarks
-	$(BIN)/ruff format -q bertbook tests benchmarks
+	$(BIN)/ruff check -q --select I --fix bertbook tests benchmarks scripts
+	$(BIN)/ruff format -q bertbook tests benchmarks scripts
 	$(BIN)/python -m bertbook.tangle --sync
 
 lint: .venv/done ## check the package, its format and its chapters
 	$(BIN)/python -m bertbook.tangle --check
-	$(BIN)/ruff check bertbook tests benchmarks
-	$(BIN)/ruff format --check bertbook tests benchmarks
+	$(BIN)/ruff check bertbook tests benchmarks scripts
+	$(BIN)/ruff format --check bertbook tests benchmarks scripts
 
 serve: .venv/done ## watch: a saved chapter is tangled and rendered again
 	$(BIN)/python -m bertbook.weave --serve
@@ -44,8 +44,11 @@ serve: .venv/done ## watch: a saved chapter is tangled and rendered again
 links: book ## try every link that leaves the site
 	$(BIN)/jupyter-book build . --builder linkcheck
 
+screenshot: book ## take the README's picture of a page
+	$(BIN)/python scripts/screenshot.py
+
 clean: ## delete what was built (the environment stays)
 	rm -rf _build .executed .pytest_cache .ruff_cache .hypothesis
 
 help: ## list the tasks
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
