@@ -6,7 +6,7 @@ character of the original.
 The page: https://bertbook.github.io/bertbook/book/decoding.html
 """
 
-# Tangled from book/decoding.md (7ad03e): change it there and run
+# Tangled from book/decoding.md (2f3e61): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -18,7 +18,7 @@ __all__ = [
 ]
 
 
-# %% book/decoding.md#from-ids-to-text 67fcff
+# %% book/decoding.md#from-ids-to-text 7d7916
 _REPAIRS = [(f" {mark}", mark) for mark in ".?!,"]
 _REPAIRS += [(" ' ", "'")]
 _REPAIRS += [(f" {end}", end) for end in ("n't", "'m", "'s", "'ve", "'re")]
@@ -30,6 +30,7 @@ def _repair(text):
     return text
 
 
+# %% book/decoding.md#from-ids-to-text f0f749
 def _glue(pieces, prefix):
     """One text; blanks are repaired piece by piece, as the engine does."""
     text = []
@@ -41,7 +42,7 @@ def _glue(pieces, prefix):
     return "".join(text)
 
 
-# %% book/decoding.md#ids-and-tokens ca5760
+# %% book/decoding.md#ids-and-tokens 8d9641
 from bertbook.tokenizer_files import TokenizerSettings, check_vocab
 
 _ROLES = ("unk", "sep", "pad", "cls", "mask")
@@ -81,8 +82,24 @@ class TokenTable:
         """A copy of the vocabulary."""
         return dict(self._vocab)
 
+    def num_special_tokens_to_add(self, pair: bool = False) -> int:
+        """How many tokens a row has beside its texts': 2, for pairs 3."""
+        return 3 if pair else 2
 
-# %% book/decoding.md#ids-and-tokens 352859
+
+# %% book/decoding.md#ids-and-tokens dec0dd
+def _as_list(ids):
+    return ids.tolist() if hasattr(ids, "tolist") else ids
+
+
+def _unknown(token_id, tokens):
+    return (
+        f"no token has the id {token_id}; the {len(tokens)} ids of this "
+        f"vocabulary end at {max(tokens)}"
+    )
+
+
+# %% book/decoding.md#ids-and-tokens 28c2aa
 class Decoder(TokenTable):
     """A `TokenTable` that translates between tokens, ids and text."""
 
@@ -94,17 +111,14 @@ class Decoder(TokenTable):
 
     def convert_ids_to_tokens(self, ids, skip_special_tokens: bool = False):
         """The token of an id, or of each id of a list or tensor."""
-        ids = ids.tolist() if hasattr(ids, "tolist") else ids
+        ids = _as_list(ids)
         skipped = self.all_special_ids if skip_special_tokens else []
         try:
             if isinstance(ids, int):
                 return self._tokens[ids]
             return [self._tokens[i] for i in ids if i not in skipped]
         except KeyError as error:
-            raise ValueError(
-                f"no token has the id {error}; the {len(self)} ids of this "
-                f"vocabulary end at {max(self._tokens)}"
-            ) from None
+            raise ValueError(_unknown(error, self._tokens)) from None
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """Tokens glued to a text."""
@@ -117,7 +131,7 @@ class Decoder(TokenTable):
         clean_up_tokenization_spaces: bool = False,
     ):
         """The text of ids: an int, a list, a tensor; for rows, a list."""
-        ids = ids.tolist() if hasattr(ids, "tolist") else ids
+        ids = _as_list(ids)
         ids = [ids] if isinstance(ids, int) else ids
         if ids and isinstance(ids[0], (list, tuple)):
             rules = skip_special_tokens, clean_up_tokenization_spaces
@@ -211,15 +225,9 @@ class TextEncoding(BatchEncoding):
         return None if outside else found["offsets"][token]
 
 
-# %% book/decoding.md#tensors 0924f0
-def to_tensors(columns: dict[str, list], kind: str | None) -> dict:
-    """Columns as tensors: `kind` is "pt", "np", or None to leave them.
-
-    Raises ValueError for another kind, or rows of different lengths.
-    """
-    if kind is None:
-        return columns
-    lengths = sorted({len(row) for row in columns["input_ids"]})
+# %% book/decoding.md#tensors 09acd7
+def _check_rows(rows, kind):
+    lengths = sorted({len(row) for row in rows})
     if kind not in ("pt", "np"):
         raise ValueError(
             f"return_tensors={kind!r} is neither 'pt' (PyTorch) nor 'np' "
@@ -230,15 +238,25 @@ def to_tensors(columns: dict[str, list], kind: str | None) -> dict:
             f"the rows have {lengths[0]} to {lengths[-1]} tokens, and a "
             "tensor has one length; pass padding=True"
         )
+
+
+# %% book/decoding.md#tensors 8c427d
+def to_tensors(columns: dict[str, list], kind: str | None) -> dict:
+    """Columns as tensors: `kind` is "pt", "np", or None to leave them.
+
+    Raises ValueError for another kind, or rows of different lengths.
+    """
+    if kind is None:
+        return columns
+    _check_rows(columns["input_ids"], kind)
     if kind == "np":
         import numpy
 
-        convert = numpy.array, numpy.int64
+        make, dtype = numpy.array, numpy.int64
     else:
         import torch
 
-        convert = torch.tensor, torch.int64
-    make, dtype = convert
+        make, dtype = torch.tensor, torch.int64
     return {
         name: make(column, dtype=dtype) for name, column in columns.items()
     }

@@ -6,7 +6,7 @@ into windows, and padding to one length.
 The page: https://bertbook.github.io/bertbook/book/input_rows.html
 """
 
-# Tangled from book/input_rows.md (7fce30): change it there and run
+# Tangled from book/input_rows.md (f9e3b2): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -20,7 +20,7 @@ __all__ = [
 ]
 
 
-# %% book/input_rows.md#one-row 6baa18
+# %% book/input_rows.md#one-row 0f9017
 _EDGE = {"offsets": [(0, 0)], "words": [None]}
 
 
@@ -28,6 +28,7 @@ def _repeat(values, lengths):
     return [v for v, n in zip(values, lengths) for _ in range(n)]
 
 
+# %% book/input_rows.md#one-row ff9824
 def build_row(
     first: dict[str, list],
     second: dict[str, list] | None = None,
@@ -168,7 +169,7 @@ def pad_row(
     return padded
 
 
-# %% book/input_rows.md#what-was-asked-for 28befa
+# %% book/input_rows.md#what-was-asked-for 5a8029
 _CHOICES = {
     "padding": ("longest", "max_length", "do_not_pad"),
     "truncation": (
@@ -180,6 +181,7 @@ _CHOICES = {
 }
 
 
+# %% book/input_rows.md#what-was-asked-for 170f22
 def _choice(name, value):
     choices = _CHOICES[name]
     if value is True:
@@ -237,7 +239,7 @@ class RowRules:
             )
 
 
-# %% book/input_rows.md#what-was-asked-for 4e002a
+# %% book/input_rows.md#what-was-asked-for 47f16a
 def _room(rules, added):
     """How many pieces of text a row has room for."""
     room = rules.max_length - added
@@ -249,6 +251,7 @@ def _room(rules, added):
     return room
 
 
+# %% book/input_rows.md#what-was-asked-for fae202
 def build_rows(
     firsts: list[dict],
     seconds: list[dict] | None,
@@ -293,11 +296,12 @@ def _pad_rows(rows, owners, rules, pad_id):
     return [pad_row(row, length, pad_id, side) for row in rows]
 
 
-# %% book/input_rows.md#what-a-call-takes 19bf2f
+# %% book/input_rows.md#what-a-call-takes 4ef2e6
 def _is_list(value):
     return isinstance(value, (list, tuple))
 
 
+# %% book/input_rows.md#what-a-call-takes 8404cf
 def read_texts(
     text: str | list, pair: str | list | None, split: bool
 ) -> tuple[bool, list, list | None]:

@@ -6,7 +6,7 @@ engine, by computing the pieces of each word only once.
 The page: https://bertbook.github.io/bertbook/book/text_encoder.html
 """
 
-# Tangled from book/text_encoder.md (d30941): change it there and run
+# Tangled from book/text_encoder.md (aca3d5): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -15,9 +15,10 @@ __all__ = [
 ]
 
 
-# %% book/text_encoder.md#parts-that-may-be-cached 721a4f
+# %% book/text_encoder.md#parts-that-may-be-cached d8a117
 import re
 from itertools import accumulate, chain
+from operator import itemgetter
 
 from bertbook.wordpiece import BasicTokenizer, WordPiece
 
@@ -33,7 +34,7 @@ def _part_pattern(chinese):
     return re.compile(f" ?(?:{word}|[{alone}])|[ \t\n\r]")
 
 
-# %% book/text_encoder.md#the-cache ef3635
+# %% book/text_encoder.md#the-cache 28e89f
 _LONGEST_KEY = 64
 
 
@@ -42,9 +43,7 @@ class _Cache(dict):
         self.compute, self.limit = compute, limit
 
     def __missing__(self, part):
-        return self.keep(part, self.compute(part))
-
-    def keep(self, part, value):
+        value = self.compute(part)
         if len(part) <= _LONGEST_KEY:
             if len(self) >= self.limit:
                 self.clear()
@@ -55,7 +54,7 @@ class _Cache(dict):
         return _Cache, (self.compute, self.limit)
 
 
-# %% book/text_encoder.md#the-cache 9322c7
+# %% book/text_encoder.md#the-cache 15b6be
 def _words_of(part, basic):
     word = part.lstrip(" ")
     if word.isascii() and word.isalnum():
@@ -64,6 +63,7 @@ def _words_of(part, basic):
     return basic.words(part)
 
 
+# %% book/text_encoder.md#the-cache 52d2e9
 def _pieces_of(part, basic, wordpiece):
     """Piece, start, end and word number of each piece of `part`."""
     pieces, prefix = [], len(wordpiece.continuing_subword_prefix)
@@ -80,7 +80,7 @@ def _pieces_of(part, basic, wordpiece):
     return pieces
 
 
-# %% book/text_encoder.md#the-encoder 142e71
+# %% book/text_encoder.md#the-encoder f23be7
 class TextEncoder:
     """From text to columns of ids, offsets and word numbers.
 
@@ -107,9 +107,9 @@ class TextEncoder:
 
     def _find_spans(self, part):
         pieces = _pieces_of(part, self.basic, self.wordpiece)
-        vocab = self.wordpiece.vocab  # the ids will be asked for next
-        self._ids.keep(part, tuple(vocab[piece] for piece, *_ in pieces))
-        return tuple((start, end) for _, start, end, _ in pieces)
+        vocab = self.wordpiece.vocab
+        ids = tuple([vocab[piece] for piece, *_ in pieces])
+        return ids, tuple([(start, end) for _, start, end, _ in pieces])
 
     def _find_numbers(self, part):
         pieces = _pieces_of(part, self.basic, self.wordpiece)
@@ -128,7 +128,7 @@ class TextEncoder:
         return [_encode(self, text, offsets, words) for text in texts]
 
 
-# %% book/text_encoder.md#the-encoder c79adc
+# %% book/text_encoder.md#the-encoder 4852b0
 def _encode(encoder, text, offsets, words):
     ids, spans, numbers, start, count = [], [], [], 0, 0
     for position, segment in enumerate(encoder.basic.segments(text)):
@@ -141,13 +141,16 @@ def _encode(encoder, text, offsets, words):
             parts = encoder._parts.findall(segment)
             if offsets:
                 starts = accumulate(map(len, parts), initial=start)
-                found = map(encoder._spans.__getitem__, parts)
+                found = list(map(encoder._spans.__getitem__, parts))
                 spans += [
                     (at + first, at + last)
-                    for at, inside in zip(starts, found)
+                    for at, (_, inside) in zip(starts, found)
                     for first, last in inside
                 ]
-            ids += chain.from_iterable(map(encoder._ids.__getitem__, parts))
+                found = map(itemgetter(0), found)
+            else:
+                found = map(encoder._ids.__getitem__, parts)
+            ids += chain.from_iterable(found)
             if words:
                 for inside in map(encoder._numbers.__getitem__, parts):
                     numbers += [count + number for number in inside]

@@ -6,7 +6,7 @@ back into text, with the names and results of the transformers library.
 The page: https://bertbook.github.io/bertbook/book/tokenizer.html
 """
 
-# Tangled from book/tokenizer.md (12b8f4): change it there and run
+# Tangled from book/tokenizer.md (7b18a4): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -15,7 +15,7 @@ __all__ = [
 ]
 
 
-# %% book/tokenizer.md#berttokenizer 28ea25
+# %% book/tokenizer.md#berttokenizer 0a034f
 from dataclasses import dataclass
 
 from bertbook.decoding import Decoder, TextEncoding, to_tensors
@@ -32,6 +32,7 @@ class _Call:
     rules: RowRules
 
 
+# %% book/tokenizer.md#berttokenizer b0050f
 def _columns_of(encoder, texts, split, offsets, words):
     if not split:
         return encoder.encode_batch(texts, offsets, words)
@@ -50,6 +51,7 @@ def _columns_of(encoder, texts, split, offsets, words):
     return batch
 
 
+# %% book/tokenizer.md#berttokenizer 6fbeb4
 def _rows_of(tokenizer, call, offsets=False, words=False):
     how = call.split, offsets, words
     firsts, seconds = (
@@ -64,7 +66,7 @@ def _rows_of(tokenizer, call, offsets=False, words=False):
     )
 
 
-# %% book/tokenizer.md#berttokenizer 5b1c9c
+# %% book/tokenizer.md#berttokenizer 10de72
 def _detailed_rows(tokenizer, call):
     rows, _ = _rows_of(tokenizer, call, offsets=True, words=True)
     for row in rows:
@@ -72,6 +74,7 @@ def _detailed_rows(tokenizer, call):
     return rows
 
 
+# %% book/tokenizer.md#berttokenizer 7f0317
 _COLUMNS = {
     "input_ids": "ids",
     "token_type_ids": "types",
@@ -81,23 +84,36 @@ _COLUMNS = {
 }
 
 
-def _answer(tokenizer, call, wanted, batched, tensors, length):
+def _answer(tokenizer, call, wanted, batched, tensors):
     """The columns that were asked for, as lists or tensors."""
     rows, owners = _rows_of(tokenizer, call, "offset_mapping" in wanted)
     columns = {
-        name: [row[_COLUMNS[name]] for row in rows] for name in wanted
+        name: [row[_COLUMNS[name]] for row in rows]
+        for name in wanted
+        if name in _COLUMNS
     }
-    if length:
+    single = dict.fromkeys(columns)
+    if "length" in wanted:
         columns["length"] = [len(row["ids"]) for row in rows]
     if call.overflow:
         columns["overflow_to_sample_mapping"] = owners
     columns = to_tensors(columns, tensors)
     if not (batched or tensors or call.overflow):
-        columns |= {name: columns[name][0] for name in wanted}
+        columns |= {name: columns[name][0] for name in single}
     return TextEncoding(columns, lambda: _detailed_rows(tokenizer, call))
 
 
-# %% book/tokenizer.md#berttokenizer 84a90e
+# %% book/tokenizer.md#berttokenizer ad7da7
+def _rules(settings, padding, truncation, side, length, *rest):
+    if truncation is None and not padding and length is not None:
+        truncation = True
+    if length is None:
+        length = settings.model_max_length
+    sides = side or settings.padding_side, settings.truncation_side
+    return RowRules(padding, truncation, length, *rest, *sides)
+
+
+# %% book/tokenizer.md#berttokenizer a2b747
 class CallableTokenizer(Decoder):
     """A `Decoder` that also encodes. Its `encoder` makes the columns."""
 
@@ -130,38 +146,21 @@ class CallableTokenizer(Decoder):
         """
         split = is_split_into_words
         batched, *texts = read_texts(text, text_pair, split)
-        if truncation is None and not padding and max_length is not None:
-            truncation = True
-        if max_length is None:
-            max_length = self.settings.model_max_length
-        side = padding_side or self.settings.padding_side
-        rules = RowRules(
-            padding,
-            truncation,
-            max_length,
-            stride,
-            pad_to_multiple_of,
-            side,
-            self.settings.truncation_side,
-        )
-        call = _Call(
-            *texts,
-            split,
-            add_special_tokens,
-            return_overflowing_tokens,
-            rules,
-        )
-        asked = (
-            True,
-            return_token_type_ids,
-            return_attention_mask,
-            return_special_tokens_mask,
-            return_offsets_mapping,
-        )
-        wanted = [name for name, yes in zip(_COLUMNS, asked) if yes]
-        return _answer(
-            self, call, wanted, batched, return_tensors, return_length
-        )
+        fill = padding, truncation, padding_side
+        sizes = max_length, stride, pad_to_multiple_of
+        rules = _rules(self.settings, *fill, *sizes)
+        rest = split, add_special_tokens, return_overflowing_tokens
+        call = _Call(*texts, *rest, rules)
+        asked = {
+            "input_ids": True,
+            "token_type_ids": return_token_type_ids,
+            "attention_mask": return_attention_mask,
+            "special_tokens_mask": return_special_tokens_mask,
+            "offset_mapping": return_offsets_mapping,
+            "length": return_length,
+        }
+        wanted = [name for name, yes in asked.items() if yes]
+        return _answer(self, call, wanted, batched, return_tensors)
 
 
 # %% book/tokenizer.md#berttokenizer 8ecb24
@@ -195,7 +194,7 @@ def _text_encoder(vocab, settings):
     return TextEncoder(basic, wordpiece)
 
 
-# %% book/tokenizer.md#berttokenizer cc0905
+# %% book/tokenizer.md#berttokenizer 8d2d57
 class BertTokenizer(CallableTokenizer):
     """BERT's tokenizer (Devlin et al. 2019), equal to `transformers`'.
 
@@ -246,12 +245,8 @@ class BertTokenizer(CallableTokenizer):
         """The `input_ids` of a call."""
         return self(text, text_pair, **options)["input_ids"]
 
-    def num_special_tokens_to_add(self, pair: bool = False) -> int:
-        """How many tokens a row has beside its texts': 2, for pairs 3."""
-        return 3 if pair else 2
 
-
-# %% book/tokenizer.md#berttokenizer f2210e
+# %% book/tokenizer.md#berttokenizer c931c9
 from dataclasses import asdict, replace
 
 from bertbook.reproducibility import write_atomically
@@ -275,6 +270,7 @@ def _save(tokenizer, folder):
     return str(lines), str(form), str(config)
 
 
+# %% book/tokenizer.md#berttokenizer dca4c3
 def _load(cls, name, options):
     folder = _folder_of(name)
     form, lines = folder / "tokenizer.json", folder / "vocab.txt"
@@ -296,7 +292,7 @@ def _load(cls, name, options):
     return cls(vocab, **asdict(settings))
 
 
-# %% book/tokenizer.md#berttokenizer abf7f3
+# %% book/tokenizer.md#berttokenizer 587a7a
 import json
 from importlib.util import find_spec
 
@@ -310,6 +306,7 @@ def _rows_in(folder):
     return json.loads(config.read_text("utf-8")).get("vocab_size")
 
 
+# %% book/tokenizer.md#berttokenizer 18dafd
 def _folder_of(name):
     if Path(name).is_dir():
         return Path(name)

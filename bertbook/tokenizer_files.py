@@ -6,7 +6,7 @@ refuses a damaged file with a sentence that names the file and the line.
 The page: https://bertbook.github.io/bertbook/book/tokenizer_files.html
 """
 
-# Tangled from book/tokenizer_files.md (e9b469): change it there and run
+# Tangled from book/tokenizer_files.md (6cf1b2): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -70,7 +70,7 @@ def read_vocab(path: str | Path) -> dict[str, int]:
     return vocab
 
 
-# %% book/tokenizer_files.md#the-line-is-the-id 4d44cc
+# %% book/tokenizer_files.md#the-line-is-the-id 4aa46b
 def check_vocab(
     vocab: dict[str, int],
     special_tokens: tuple[str, ...] = SPECIAL_TOKENS,
@@ -98,6 +98,7 @@ def check_vocab(
         )
 
 
+# %% book/tokenizer_files.md#the-line-is-the-id 5c7edc
 def _line_of(piece, path):
     """The line of `path` that holds `piece`, in quotes or alone."""
     if not Path(path).is_file():
@@ -110,7 +111,7 @@ def _line_of(piece, path):
     return 0
 
 
-# %% book/tokenizer_files.md#the-line-is-the-id ae5d79
+# %% book/tokenizer_files.md#the-line-is-the-id 0fda25
 import json
 
 from bertbook.reproducibility import write_atomically
@@ -129,6 +130,7 @@ def pieces_in_order(vocab: dict[str, int]) -> list[str]:
     return ordered
 
 
+# %% book/tokenizer_files.md#the-line-is-the-id 52c88e
 def write_vocab(vocab: dict[str, int], path: str | Path) -> None:
     """Writes `vocab` as a `vocab.txt`, all of it or nothing."""
     lines = enumerate(pieces_in_order(vocab), 1)
@@ -171,7 +173,7 @@ class TokenizerSettings:
         )
 
 
-# %% book/tokenizer_files.md#the-rules-belong-to-the-file dc3f67
+# %% book/tokenizer_files.md#the-rules-belong-to-the-file 2ef744
 def read_config(path: str | Path) -> TokenizerSettings:
     """The settings in a `tokenizer_config.json`, ours or `transformers`'s.
 
@@ -191,6 +193,7 @@ def read_config(path: str | Path) -> TokenizerSettings:
     return TokenizerSettings(**found)
 
 
+# %% book/tokenizer_files.md#the-rules-belong-to-the-file 60af4b
 def write_config(settings: TokenizerSettings, path: str | Path) -> None:
     """Writes `settings` as a `tokenizer_config.json`."""
     config = asdict(settings) | {"tokenizer_class": "BertTokenizer"}
@@ -200,7 +203,7 @@ def write_config(settings: TokenizerSettings, path: str | Path) -> None:
     write_atomically(path, json.dumps(config, indent=2) + "\n")
 
 
-# %% book/tokenizer_files.md#tokenizer-json d47f74
+# %% book/tokenizer_files.md#tokenizer-json 50956f
 def _added_token(token, token_id):
     flags = dict.fromkeys(
         ("single_word", "lstrip", "rstrip", "normalized"), False
@@ -208,6 +211,7 @@ def _added_token(token, token_id):
     return {"id": token_id, "content": token, **flags, "special": True}
 
 
+# %% book/tokenizer_files.md#tokenizer-json cc3b14
 def _template(settings, vocab):
     def special(token, segment):
         return {"SpecialToken": {"id": token, "type_id": segment}}

@@ -6,7 +6,7 @@ vocabulary by the greedy longest match, in quadratic and in linear time.
 The page: https://bertbook.github.io/bertbook/book/wordpiece.html
 """
 
-# Tangled from book/wordpiece.md (3aa959): change it there and run
+# Tangled from book/wordpiece.md (b16677): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -189,12 +189,19 @@ def _normalize(text, forms):
     return "".join(parts), places
 
 
-# %% book/wordpiece.md#a-text-one-character-at-a-time 8ee141
+# %% book/wordpiece.md#a-text-one-character-at-a-time 95fb4b
 from collections.abc import Iterable
 
 _WORD = re.compile("[^ ]+")
 
 
+def _any_of(strings):
+    longest_first = sorted(strings, key=len, reverse=True)
+    whole = "|".join(map(re.escape, longest_first))
+    return re.compile(f"({whole})") if whole else None
+
+
+# %% book/wordpiece.md#a-text-one-character-at-a-time 9b80bd
 class BasicTokenizer:
     """Cuts text into BERT's words (Devlin et al. 2019, section 3).
 
@@ -218,9 +225,7 @@ class BasicTokenizer:
         self._forms = _NormalForms(
             do_lower_case, strip, tokenize_chinese_chars
         )
-        longest_first = sorted(self.never_split, key=len, reverse=True)
-        whole = "|".join(map(re.escape, longest_first))
-        self._whole = re.compile(f"({whole})") if whole else None
+        self._whole = _any_of(self.never_split)
 
     def tokenize(self, text: str) -> list[str]:
         """The words of `text`; raises TypeError where it is no str."""
