@@ -1,26 +1,21 @@
-"""Captions, links and the API page
+"""What a page adds to the chapter
 
-Renders the executed chapters to the pages of the book, and ties code,
-equations and the package together by links in both directions.
+Adds to the rendered chapters what ties them together: the module of each
+cell, the code of each equation, the uses of each name, and buttons that
+work.
 
 The page: https://bertbook.github.io/bertbook/book/pages.html
 """
 
-# Tangled from book/pages.md (8c2d65): change it there and run
+# Tangled from book/pages.md (43f0df): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
     "API",
-    "Weaver",
     "add_buttons",
     "annotate",
     "check_equations",
-    "definitions",
-    "documented",
     "finish_page",
-    "full_name",
-    "keep_own_links",
-    "launch_addresses",
     "list_uses",
     "name_implementers",
     "purge",
@@ -29,73 +24,26 @@ __all__ = [
 ]
 
 
-# %% book/pages.md#a-small-extension-of-sphinx 601d3c
-import ast
-import json
+# %% book/pages.md#a-caption-over-each-exported-cell 068c13
 import re
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
-from bertbook.execute import mentioned
-from bertbook.modules import Book, load_book
-
-
-def definitions(code: str) -> list[str]:
-    """The public functions and classes that `code` defines."""
-    return [
-        node.name
-        for node in ast.parse(code).body
-        if isinstance(
-            node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-        )
-        and not node.name.startswith("_")
-    ]
-
-
-def documented(book: Book) -> dict[str, str]:
-    """The full name of all that the API page shows, to its module."""
-    names = {}
-    for file, cells in book.modules.items():
-        module = file.removesuffix(".py")
-        for cell in cells:
-            for node in ast.parse(cell.text).body:
-                for name in _with_docstring(node):
-                    names[f"bertbook.{module}.{name}"] = module
-    return names
+from bertbook.links import (
+    definitions,
+    documented,
+    full_name,
+    hidden_imports,
+    keep_own_links,
+    near,
+    own_names,
+    recall_links,
+)
+from bertbook.modules import load_book
+from bertbook.notebooks import launch_addresses
 
 
-def _with_docstring(node, prefix=""):
-    if not isinstance(
-        node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-    ) or node.name.startswith("_"):
-        return
-    if ast.get_docstring(node):
-        yield prefix + node.name
-    if isinstance(node, ast.ClassDef):
-        for child in node.body:
-            yield from _with_docstring(child, f"{node.name}.")
-
-
-# %% book/pages.md#a-small-extension-of-sphinx da3c44
-def full_name(text: str, names: dict[str, str], near: set[str]) -> str:
-    """Which of `names` is meant by `text` in prose, or "" if none is clear.
-
-    `near` holds the modules that the chapter makes or imports. A name from
-    elsewhere counts only if it is no plain word.
-    """
-    text = text.removesuffix("()").removeprefix("bertbook.")
-    found = [
-        name
-        for name in names
-        if name == f"bertbook.{text}" or name.split(".", 2)[2] == text
-    ]
-    close = [name for name in found if names[name] in near]
-    if len(close) == 1:
-        return close[0]
-    plain = re.fullmatch("[a-z]+", text)
-    return found[0] if len(found) == 1 and not plain else ""
-
-
-# %% book/pages.md#captions 05d129
 def _reference(kind: str, target: str, docname: str, text: str):
     """A cross-reference that Sphinx resolves when it writes the page."""
     from docutils import nodes
@@ -120,82 +68,41 @@ def _reference(kind: str, target: str, docname: str, text: str):
 
 
 def _labels(metadata: dict) -> list[str]:
-    return re.split(r"[,\s]+", str(metadata.get("implements", "")).strip())
+    return re.findall(r"[^,\s]+", str(metadata.get("implements", "")))
 
 
+# %% book/pages.md#a-caption-over-each-exported-cell 94e6ac
 def _caption(cell, names: dict[str, str], docname: str):
-    """The line over an exported cell: its module, names and equations."""
+    """The line over an exported cell, and the names that it defines."""
     from docutils import nodes
 
-    metadata, code = cell["cell_metadata"], cell.children[0].astext()
+    metadata = cell["cell_metadata"]
+    (code,) = list(cell.children[0].findall(nodes.literal_block))[:1]
+    source = f"bertbook/{metadata['tangle']}"
     module = str(metadata["tangle"]).removesuffix(".py")
     own = [
         name
-        for name in definitions(code)
+        for name in definitions(code.astext())
         if f"bertbook.{module}.{name}" in names
     ]
-    page = "../" * docname.count("/") + f"_modules/bertbook/{module}.html"
-    source = f"bertbook/{module}.py"
     line = nodes.paragraph(classes=["cell-caption"])
     if module in names.values():
+        page = (
+            "../" * docname.count("/") + f"_modules/bertbook/{module}.html"
+        )
         anchor = f"#{own[0]}" if own else ""
         line += nodes.reference(
             source, source, refuri=page + anchor, internal=True
         )
     else:
         line += nodes.Text(source)
-    for label in filter(None, _labels(metadata)):
+    for label in _labels(metadata):
         line += nodes.Text(" · implements ")
         line += _reference("math:eq", label, docname, label)
     return line, own
 
 
-# %% book/pages.md#captions bebf20
-class Weaver:
-    """The extension: what each event of Sphinx adds to the pages."""
-
-    def __init__(self, app):
-        self.book = load_book(Path(app.srcdir))
-        self.names = documented(self.book)
-        self.linker, self.imports = None, {}
-        for file, cells in self.book.modules.items():
-            module = file.removesuffix(".py")
-            own = sorted(
-                name.split(".")[2]
-                for name, home in self.names.items()
-                if home == module and name.count(".") == 2
-            )
-            for cell in cells:
-                self.imports[cell.text] = (
-                    f"from bertbook.{module} import {', '.join(own)}"
-                    if own
-                    else "pass"
-                )
-
-    def near(self, docname: str) -> set[str]:
-        """The modules that the chapter makes or imports by name."""
-        for chapter in self.book.chapters:
-            if chapter.path == f"{docname}.md":
-                made = {
-                    str(cell.options.get("tangle", ""))
-                    for cell in chapter.cells
-                }
-                named = set().union(
-                    *(mentioned(cell.text) for cell in chapter.cells)
-                )
-                return {file.removesuffix(".py") for file in made} | named
-        return set()
-
-    def own_names(self, source: str) -> tuple[str, str]:
-        """For sphinx-codeautolink: `source`, and the same with imports."""
-        from sphinx_codeautolink import clean_ipython
-
-        if line := self.imports.get(source.strip()):
-            return source, f"{line}\n{source}\n{line}"
-        return clean_ipython(source)
-
-
-# %% book/pages.md#captions 9c674a
+# %% book/pages.md#a-caption-over-each-exported-cell 8df14a
 def _is_cell(node) -> bool:
     return (
         node.get("nb_element") == "cell_code"
@@ -204,63 +111,43 @@ def _is_cell(node) -> bool:
     )
 
 
-def annotate(app, doctree) -> None:
-    """Event doctree-read: captions, anchors and links in prose."""
+def _link_prose(doctree, names: dict, modules: set, docname: str) -> None:
     from docutils import nodes
 
-    docname, weaver = app.env.docname, app.bertbook
-    near = weaver.near(docname)
-    if not near:
+    for literal in list(doctree.findall(nodes.literal)):
+        text = literal.astext()
+        name = full_name(text, names, modules)
+        taken = isinstance(literal.parent, (nodes.title, nodes.reference))
+        if name and not taken:
+            link = _reference("py:obj", name, docname, text)
+            literal.replace_self(link)
+
+
+# %% book/pages.md#a-caption-over-each-exported-cell 5c05b9
+def annotate(app, doctree) -> None:
+    """Event doctree-read: captions, anchors and links in prose."""
+    book, names = app.bertbook.book, app.bertbook.names
+    docname, implements = app.env.docname, []
+    if not (modules := near(book, docname)):
         return
-    stored = Path(app.srcdir) / ".executed" / f"{Path(docname).stem}.ipynb"
-    app.env.note_dependency(str(stored))
-    implements = []
+    stem = Path(docname).name
+    app.env.note_dependency(str(book.root / ".executed" / f"{stem}.ipynb"))
     for cell in list(doctree.findall(_is_cell)):
         if "tangle" not in cell["cell_metadata"]:
             continue
-        line, own = _caption(cell, weaver.names, docname)
+        line, own = _caption(cell, names, docname)
         cell.insert(0, line)
         anchor = f"code-{own[0] if own else cell['cell_index']}"
         cell["ids"].append(anchor)
         implements += [
             (label, anchor, own, cell.line)
-            for label in filter(None, _labels(cell["cell_metadata"]))
+            for label in _labels(cell["cell_metadata"])
         ]
     app.env.bertbook_implements[docname] = implements
-    for literal in list(doctree.findall(nodes.literal)):
-        linked = isinstance(literal.parent, (nodes.title, nodes.reference))
-        name = full_name(literal.astext(), weaver.names, near)
-        if name and not linked and "code" not in literal["classes"]:
-            literal.replace_self(
-                _reference("py:obj", name, docname, literal.astext())
-            )
+    _link_prose(doctree, names, modules, docname)
 
 
-# %% book/pages.md#captions 934294
-def keep_own_links(app, doctree) -> None:
-    """Event doctree-read, after sphinx-codeautolink: mend its findings.
-
-    Its lines are one too high where `own_names` put an import first, and
-    names of other packages have no page here to link to.
-    """
-    docname = app.env.docname
-    for found in app.env.sphinx_codeautolink_transforms.get(docname, ()):
-        shift = found.source.strip() in app.bertbook.imports
-        last = found.source.count("\n") + 1
-        for name in found.names:
-            name.lineno, name.end_lineno = (
-                name.lineno - shift,
-                name.end_lineno - shift,
-            )
-        found.names = [
-            name
-            for name in found.names
-            if name.import_components[0] == "bertbook"
-            and 1 <= name.lineno <= name.end_lineno <= last
-        ]
-
-
-# %% book/pages.md#equations e81b6e
+# %% book/pages.md#equations-and-their-code d96f4b
 def purge(app, env, docname) -> None:
     """Event env-purge-doc: forget what a page said."""
     env.bertbook_implements.pop(docname, None)
@@ -274,23 +161,22 @@ def check_equations(app, env) -> list[str]:
     """
     from sphinx.util import logging
 
-    known = env.get_domain("math").equations
-    pages = set()
+    known, pages = env.get_domain("math").equations, {API} & env.found_docs
     for docname, entries in env.bertbook_implements.items():
         for label, _, _, line in entries:
             if label in known:
                 pages.add(known[label][0])
                 continue
             logging.getLogger(__name__).warning(
-                f":implements: {label} names no labelled equation; give the "
-                f"equation that label, '$$ ... $$ ({label})', or mend it",
+                f":implements: {label} names no equation; label one with "
+                f"'$$ ... $$ ({label})', or mend the option",
                 location=(docname, line),
                 type="bertbook",
             )
-    return sorted(pages | {API} & env.found_docs)
+    return sorted(pages)
 
 
-# %% book/pages.md#equations 3994d6
+# %% book/pages.md#equations-and-their-code 3994d6
 def name_implementers(app, doctree, docname) -> None:
     """Event doctree-resolved: say below an equation what implements it."""
     from docutils import nodes
@@ -313,7 +199,7 @@ def name_implementers(app, doctree, docname) -> None:
             block.parent.insert(block.parent.index(block) + 1, line)
 
 
-# %% book/pages.md#the-api-page 5f5b16
+# %% book/pages.md#the-api-page 4ab546
 API = "book/api"
 _SECTION = """
 
@@ -328,7 +214,7 @@ _SECTION = """
 
 
 def write_api(app, docname, source) -> None:
-    """Event source-read: add one section for each module to the API page."""
+    """Event source-read: add a section for each module to the API page."""
     if docname == API:
         app.env.note_dependency(str(Path(app.srcdir) / "_toc.yml"))
         for file in app.bertbook.book.modules:
@@ -337,13 +223,9 @@ def write_api(app, docname, source) -> None:
                 source[0] += _SECTION.format(module=module)
 
 
-# %% book/pages.md#the-api-page 0f9ab3
+# %% book/pages.md#the-api-page 746724
 def list_uses(app, doctree, docname) -> None:
-    """Event doctree-resolved: the uses of a name as a list to unfold.
-
-    sphinx-codeautolink makes a table with a link in its summary, which
-    neither a keyboard nor a screen reader can tell from the summary.
-    """
+    """Event doctree-resolved: the uses of a name as a list to unfold."""
     from docutils import nodes
     from sphinx_codeautolink.extension.backref import (
         DetailsNode,
@@ -360,20 +242,6 @@ def list_uses(app, doctree, docname) -> None:
         details.children = []
         details += SummaryNode("", f"used in {places} of the book")
         details += nodes.bullet_list("", *items)
-
-
-# %% book/pages.md#buttons e2fa14
-def launch_addresses(repository: str, file: str) -> tuple[str, str]:
-    """Where Colab and Binder start the published notebook `file`.
-
-    They read the branch `notebooks` of the repository on GitHub.
-    """
-    place = "/".join(repository.rstrip("/").split("/")[-2:])
-    return (
-        f"https://colab.research.google.com/github/{place}/blob/"
-        f"notebooks/{file}",
-        f"https://mybinder.org/v2/gh/{place}/notebooks?labpath={file}",
-    )
 
 
 # %% book/pages.md#buttons bbf114
@@ -422,7 +290,7 @@ def add_buttons(app, pagename, templatename, context, doctree) -> None:
         )
 
 
-# %% book/pages.md#all-events 722310
+# %% book/pages.md#all-events d47207
 def _refuse_to_execute(*arguments, **options):
     from sphinx.errors import ExtensionError
 
@@ -430,44 +298,6 @@ def _refuse_to_execute(*arguments, **options):
         "a chapter has not been executed; run `make`, "
         "which executes before it renders"
     )
-
-
-def _recall_links(cache) -> None:
-    """Read what sphinx-codeautolink found on pages that are not read again.
-
-    Its own reader only looks for pages written in reStructuredText.
-    """
-    from sphinx_codeautolink.extension import block
-
-    path = cache.cache_dir / cache.cache_filename
-    pages = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    for docname, found in pages.items():
-        for each in found:
-            each["names"] = [block.Name(**name) for name in each["names"]]
-            each["example"] = block.CodeExample(**each["example"])
-        cache.transforms[docname] = [
-            block.SourceTransform(**each) for each in found
-        ]
-
-
-def _prepare(app) -> None:
-    """Event builder-inited: read the book, turn to sphinx-codeautolink."""
-    from myst_nb.core.execute import cache
-
-    cache.single_nb_execution = _refuse_to_execute
-    app.bertbook = Weaver(app)
-    if not hasattr(app.env, "bertbook_implements"):
-        app.env.bertbook_implements = {}
-    if app.builder.name != "html":
-        return
-    app.bertbook.linker = next(
-        owner
-        for each in app.events.listeners["build-finished"]
-        if type(owner := getattr(each.handler, "__self__", None)).__name__
-        == "SphinxCodeAutoLink"
-    )
-    app.bertbook.linker.custom_blocks["ipython3"] = app.bertbook.own_names
-    _recall_links(app.bertbook.linker.cache)
 
 
 def finish_page(app, pagename, templatename, context, doctree) -> None:
@@ -485,7 +315,46 @@ def finish_page(app, pagename, templatename, context, doctree) -> None:
         )
 
 
-# %% book/pages.md#all-events bb807a
+# %% book/pages.md#all-events 7c89cb
+def _mend_links(app, doctree) -> None:
+    """Event doctree-read, after sphinx-codeautolink."""
+    found = app.env.sphinx_codeautolink_transforms.get(app.env.docname, [])
+    keep_own_links(found, app.bertbook.hidden)
+
+
+def _prepare(app) -> None:
+    """Event builder-inited: read the book, turn to sphinx-codeautolink."""
+    from myst_nb.core.execute import cache
+
+    cache.single_nb_execution = _refuse_to_execute
+    book = load_book(Path(app.srcdir))
+    app.bertbook = SimpleNamespace(
+        book=book,
+        names=documented(book),
+        hidden=hidden_imports(book),
+        linker=None,
+    )
+    if not hasattr(app.env, "bertbook_implements"):
+        app.env.bertbook_implements = {}
+    if app.builder.name != "html":
+        return
+    owners = [
+        getattr(each.handler, "__self__", None)
+        for each in app.events.listeners["build-finished"]
+    ]
+    (linker,) = [
+        each
+        for each in owners
+        if type(each).__name__ == "SphinxCodeAutoLink"
+    ]
+    linker.custom_blocks["ipython3"] = partial(
+        own_names, hidden=app.bertbook.hidden
+    )
+    recall_links(linker.cache)
+    app.bertbook.linker = linker
+
+
+# %% book/pages.md#all-events 6ab113
 def setup(app) -> dict:
     """What Sphinx calls to load the extension."""
     app.setup_extension("sphinx.ext.viewcode")
@@ -494,7 +363,7 @@ def setup(app) -> dict:
     app.connect("source-read", write_api)
     app.connect("env-purge-doc", purge)
     app.connect("doctree-read", annotate, priority=400)
-    app.connect("doctree-read", keep_own_links, priority=495)
+    app.connect("doctree-read", _mend_links, priority=495)
     app.connect("env-updated", check_equations)
     app.connect("doctree-resolved", name_implementers)
     app.connect("doctree-resolved", list_uses, priority=600)

@@ -1,23 +1,20 @@
-"""Weaving: one command
+"""Weaving in one command
 
-Checks, executes and renders the book, and keeps doing so while you write.
+Checks, executes, renders and publishes the book with one command, and keeps
+doing so while you write.
 
 The page: https://bertbook.github.io/bertbook/book/weave.html
 """
 
-# Tangled from book/weave.md (e84615): change it there and run
+# Tangled from book/weave.md (ae135c): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
     "FRAME",
     "INPUTS",
-    "INSTALL",
     "SEEN",
     "fill_cache",
     "main",
-    "plain_markdown",
-    "publish",
-    "publishable",
     "rebuild",
     "render",
     "report",
@@ -26,7 +23,7 @@ __all__ = [
 ]
 
 
-# %% book/weave.md#weaving-one-command 9980d9
+# %% book/weave.md#from-the-run-to-the-renderer d4a0de
 import argparse
 import hashlib
 import json
@@ -36,13 +33,13 @@ import shutil
 import subprocess
 import sys
 import time
-from copy import deepcopy
 from functools import partial
 from pathlib import Path
 
-from bertbook.chapters import Chapter, TangleError, base_url
+from bertbook.chapters import TangleError
 from bertbook.execute import execute
-from bertbook.modules import Book, load_book
+from bertbook.modules import load_book
+from bertbook.notebooks import publish
 from bertbook.reproducibility import write_atomically
 from bertbook.tangle import check, find_root, sync, write_files
 
@@ -61,23 +58,17 @@ def fill_cache(root: Path, notebooks: dict) -> None:
         )
 
 
-# %% book/weave.md#weaving-one-command 524959
+# %% book/weave.md#what-pages-are-made-from 583847
 SEEN = "_build/rendered.json"
-INPUTS = (
-    "_config.yml",
-    "_toc.yml",
-    "requirements.txt",
-    "book/**/*",
-    "bertbook/*.py",
-    ".executed/*.ipynb",
-)
 FRAME = (
     "_config.yml",
     "_toc.yml",
     "requirements.txt",
     "book/_static/*",
+    "bertbook/links.py",
     "bertbook/pages.py",
 )
+INPUTS = (*FRAME, "book/**/*", "bertbook/*.py", ".executed/*.ipynb")
 
 
 def _digest(root: Path, patterns) -> str:
@@ -100,7 +91,7 @@ def _state(root: Path) -> dict:
     return {"inputs": _digest(root, INPUTS), "frame": _digest(root, FRAME)}
 
 
-# %% book/weave.md#weaving-one-command 96b6c3
+# %% book/weave.md#rendering 96b6c3
 def _run_jupyter_book(root: Path) -> list[str]:
     program = Path(sys.executable).with_name("jupyter-book")
     command = [program, "build", ".", "-n", "-W", "--keep-going", "-q"]
@@ -137,185 +128,7 @@ def render(root: Path) -> list[str]:
     return problems
 
 
-# %% book/weave.md#a-notebook-for-every-page ff8b5f
-INSTALL = """\
-try:
-    import bertbook
-except ImportError:
-    %pip install -q "bertbook[book] @ git+{repository}"
-"""
-_FENCE = re.compile(
-    r"^(`{3,}|:{3,})([^\n]*)\n(.*?)^\1[`:]*[ ]*$", re.M | re.S
-)
-
-
-def _link(match, titles: dict[str, str], site: str) -> str:
-    text, target = match[1], match[2]
-    page, _, anchor = target.partition("#")
-    if not page.endswith(".md"):
-        return match[0]
-    name = Path(page).stem
-    address = f"{site}/book/{name}.html" + (f"#{anchor}" if anchor else "")
-    return f"[{text or titles.get(name, name)}]({address})"
-
-
-def _role(match, titles: dict[str, str], site: str, glued: dict) -> str:
-    role, text = match[1], match[2]
-    if explicit := re.fullmatch(r"(.*?)\s*<([^>]*)>", text):
-        text, target = explicit.groups()
-    else:
-        target = text
-    if role.startswith("glue"):
-        return glued.get(target.partition(":")[0], text)
-    if role == "doc":
-        name = Path(target).stem
-        shown = text if explicit else titles.get(name, name)
-        return f"[{shown}]({site}/book/{name}.html)"
-    if role.startswith("cite"):
-        return f"[{text}]({site}/book/references.html)"
-    return text
-
-
-# %% book/weave.md#a-notebook-for-every-page 406cc4
-def _directive(match, convert) -> str:
-    name = re.match(r"\{([\w:-]+)\}\s*(.*)", match[2])
-    if name is None:  # a block of code
-        return match[0]
-    if name[1] in ("bibliography", "tableofcontents", "eval-rst"):
-        return ""
-    body = re.sub(r"\A(?::[\w-]+:.*\n)+", "", match[3]).strip()
-    if name[1] in ("math", "code", "code-block"):
-        return (
-            f"$$\n{body}\n$$"
-            if name[1] == "math"
-            else f"```{name[2]}\n{body}\n```"
-        )
-    title = f"**{name[2]}**\n\n" if name[2] else ""
-    return re.sub("(?m)^", "> ", convert(title + body)).rstrip()
-
-
-def plain_markdown(
-    text: str, titles: dict[str, str], site: str, glued: dict[str, str]
-) -> str:
-    """MyST `text` as Markdown that any notebook viewer shows.
-
-    Roles become words or links to `site`, whose pages have `titles`;
-    directives become quotations; `glued` holds the values of glue.
-    """
-
-    def prose(part: str) -> str:
-        part = re.sub(r"(?m)^\([\w-]+\)=\n", "", part)
-        part = re.sub(
-            r"\{([\w:-]+)\}`([^`]+)`",
-            lambda m: _role(m, titles, site, glued),
-            part,
-        )
-        part = re.sub(
-            r"\[([^\]]*)\]\(([^)\s]+)\)",
-            lambda m: _link(m, titles, site),
-            part,
-        )
-        return re.sub(r"(?m)^(.*\$\$)\s*\([\w-]+\)[ ]*$", r"\1", part)
-
-    def convert(whole: str) -> str:
-        parts, end = [], 0
-        for match in _FENCE.finditer(whole):
-            parts += [
-                prose(whole[end : match.start()]),
-                _directive(match, convert),
-            ]
-            end = match.end()
-        return "".join([*parts, prose(whole[end:])])
-
-    return convert(text)
-
-
-# %% book/weave.md#a-notebook-for-every-page a39c76
-def _glued(notebook) -> dict[str, str]:
-    """The text of every value that the chapter glues."""
-    values = {}
-    for cell in notebook.cells:
-        for output in cell.get("outputs", ()):
-            name = (
-                output.get("metadata", {}).get("scrapbook", {}).get("name")
-            )
-            data = output.get("data", {})
-            for kind, value in data.items():
-                if name and kind.endswith("text/plain"):
-                    values[name] = value.strip("'")
-    return values
-
-
-def publishable(
-    chapter: Chapter,
-    notebook,
-    titles: dict[str, str],
-    site: str,
-    repository: str,
-):
-    """The executed `notebook` of `chapter`, made to stand alone."""
-    import nbformat
-
-    page, glued = deepcopy(notebook), _glued(notebook)
-    for cell in page.cells:
-        if cell.cell_type == "markdown":
-            cell.source = plain_markdown(cell.source, titles, site, glued)
-        tags = cell.metadata.get("tags", [])
-        folded = {"hide-cell", "hide-input"} & set(tags)
-        cell.metadata = nbformat.from_dict(
-            {"jupyter": {"source_hidden": True}} if folded else {}
-        )
-    address = f"{site}/{chapter.path[:-3]}.html"
-    install = nbformat.v4.new_code_cell(
-        INSTALL.format(repository=repository)
-    )
-    about = nbformat.v4.new_markdown_cell(
-        f"This is [a page of bertbook]({address}) as it ran."
-    )
-    page.cells = [about, install, *page.cells]
-    for number, cell in enumerate(page.cells):
-        cell["id"] = f"cell-{number}"
-    kept = {"kernelspec", "language_info"}
-    page.metadata = nbformat.from_dict(
-        {key: value for key, value in page.metadata.items() if key in kept}
-    )
-    page.metadata.kernelspec.setdefault("display_name", "Python 3")
-    page.nbformat, page.nbformat_minor = 4, 5
-    nbformat.validate(page)
-    return page
-
-
-# %% book/weave.md#a-notebook-for-every-page 2b2814
-def publish(
-    book: Book, notebooks: dict, folder: Path, repository: str
-) -> None:
-    """Write the published notebook of each chapter, and what Binder needs.
-
-    `notebooks` maps paths of chapters to their executed notebooks.
-    """
-    import nbformat
-
-    titles = {Path(each.path).stem: each.title for each in book.chapters}
-    folder.mkdir(parents=True, exist_ok=True)
-    for chapter in book.chapters:
-        if chapter.path in notebooks:
-            page = publishable(
-                chapter,
-                notebooks[chapter.path],
-                titles,
-                base_url(book.root),
-                repository,
-            )
-            write_atomically(
-                folder / f"{Path(chapter.path).stem}.ipynb",
-                nbformat.writes(page) + "\n",
-            )
-    write_atomically(
-        folder / "requirements.txt", f"bertbook[book] @ git+{repository}\n"
-    )
-
-
-# %% book/weave.md#the-command af6f3f
+# %% book/weave.md#rendering 8bac62
 def _repository(root: Path) -> str:
     import yaml
 
@@ -324,11 +137,15 @@ def _repository(root: Path) -> str:
 
 
 def weave(root: Path, force: bool = False, timeout: int = 600) -> list[str]:
-    """Check, execute, render and publish; the problems, none if all went."""
+    """Check, execute, render and publish the book at `root`.
+
+    With `force` every chapter runs; a cell may run `timeout` seconds.
+    Returns the problems, none if all went well.
+    """
     if problems := check(root):
         return problems
     book = load_book(root)
-    notebooks, problems = execute(book, force=force, timeout=timeout)
+    notebooks, problems = execute(book, force, timeout)
     state = _state(root)  # before rendering: an edit meanwhile must show
     if problems or _seen(root) == state:
         return problems
@@ -345,7 +162,7 @@ def weave(root: Path, force: bool = False, timeout: int = 600) -> list[str]:
     return []
 
 
-# %% book/weave.md#the-command b60fe3
+# %% book/weave.md#while-you-write b60fe3
 def report(root: Path, problems: list[str], began: float) -> int:
     """Print what was done or what is wrong; returns the exit status."""
     if problems:
@@ -396,9 +213,8 @@ def serve(root: Path, port: int, timeout: int = 600) -> None:
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")
 
 
-# %% book/weave.md#the-command 303940
-def main(arguments: list[str] | None = None) -> int:
-    """The command `python -m bertbook.weave`; returns its exit status."""
+# %% book/weave.md#the-command 2218da
+def _options(arguments: list[str] | None):
     parser = argparse.ArgumentParser(
         prog="python -m bertbook.weave",
         description="Execute the chapters and render them to _build/html.",
@@ -429,26 +245,31 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="PORT",
         help="watch and serve (port 8000)",
     )
-    options = parser.parse_args(arguments)
-    began = time.perf_counter()
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command `python -m bertbook.weave`; returns its exit status."""
+    options, began = _options(arguments), time.perf_counter()
     try:
         root = find_root(Path.cwd())
         if options.serve:
-            return serve(root, options.serve, options.timeout) or 0
-        if options.execute is not None:
+            serve(root, options.serve, options.timeout)
+            return 0
+        if options.execute is None:
+            problems = weave(root, options.force, options.timeout)
+        else:
             _, problems = execute(
                 load_book(root),
                 options.force,
                 options.timeout,
                 options.execute,
             )
-        else:
-            problems = weave(root, options.force, options.timeout)
     except TangleError as error:
         problems = error.problems
     return report(root, problems, began)
 
 
-# A notebook is __main__ too, but it is no file: there the cell only defines.
+# A notebook is __main__ too, but no file: there it only defines.
 if __name__ == "__main__" and "__file__" in globals():
     raise SystemExit(main())

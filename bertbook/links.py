@@ -1,0 +1,161 @@
+"""Names that lead to the package
+
+Knows which public names the package has and which of them a page means, so
+that every identifier in code and prose can be a link.
+
+The page: https://bertbook.github.io/bertbook/book/links.html
+"""
+
+# Tangled from book/links.md (f2a762): change it there and run
+# `make tangle`, or change it here and run `make sync`.
+
+__all__ = [
+    "definitions",
+    "documented",
+    "full_name",
+    "hidden_imports",
+    "keep_own_links",
+    "near",
+    "own_names",
+    "recall_links",
+]
+
+
+# %% book/links.md#which-names-there-are 5228e1
+import ast
+import json
+import re
+
+from bertbook.freshness import mentioned
+from bertbook.modules import Book
+
+
+def definitions(code: str) -> list[str]:
+    """The public functions and classes that `code` defines."""
+    return [
+        node.name
+        for node in ast.parse(code).body
+        if isinstance(
+            node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+        )
+        and not node.name.startswith("_")
+    ]
+
+
+def _with_docstring(node, prefix=""):
+    if not isinstance(
+        node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    ) or node.name.startswith("_"):
+        return
+    if ast.get_docstring(node):
+        yield prefix + node.name
+    if isinstance(node, ast.ClassDef):
+        for child in node.body:
+            yield from _with_docstring(child, f"{node.name}.")
+
+
+def documented(book: Book) -> dict[str, str]:
+    """The full name of all that the API page shows, to its module."""
+    names = {}
+    for file, cells in book.modules.items():
+        module = file.removesuffix(".py")
+        for cell in cells:
+            for node in ast.parse(cell.text).body:
+                for name in _with_docstring(node):
+                    names[f"bertbook.{module}.{name}"] = module
+    return names
+
+
+# %% book/links.md#which-one-is-meant da3c44
+def full_name(text: str, names: dict[str, str], near: set[str]) -> str:
+    """Which of `names` is meant by `text` in prose, or "" if none is clear.
+
+    `near` holds the modules that the chapter makes or imports. A name from
+    elsewhere counts only if it is no plain word.
+    """
+    text = text.removesuffix("()").removeprefix("bertbook.")
+    found = [
+        name
+        for name in names
+        if name == f"bertbook.{text}" or name.split(".", 2)[2] == text
+    ]
+    close = [name for name in found if names[name] in near]
+    if len(close) == 1:
+        return close[0]
+    plain = re.fullmatch("[a-z]+", text)
+    return found[0] if len(found) == 1 and not plain else ""
+
+
+# %% book/links.md#which-one-is-meant d5a3f1
+def near(book: Book, docname: str) -> set[str]:
+    """The modules that the chapter `docname` makes or imports by name."""
+    modules = set()
+    for chapter in book.chapters:
+        if chapter.path == f"{docname}.md":
+            for cell in chapter.cells:
+                target = str(cell.options.get("tangle", ""))
+                modules |= mentioned(cell.text)
+                modules |= {target.removesuffix(".py")} - {""}
+    return modules
+
+
+# %% book/links.md#imports-that-nobody-sees 8f06e2
+def hidden_imports(book: Book) -> dict[str, str]:
+    """For the code of each exported cell, its module's names imported."""
+    names, lines = documented(book), {}
+    for file, cells in book.modules.items():
+        module = file.removesuffix(".py")
+        own = sorted(
+            name.split(".")[2]
+            for name, home in names.items()
+            if home == module and name.count(".") == 2
+        )
+        line = f"from bertbook.{module} import {', '.join(own)}"
+        lines |= {cell.text: line if own else "pass" for cell in cells}
+    return lines
+
+
+# %% book/links.md#imports-that-nobody-sees 19d90c
+def own_names(source: str, hidden: dict[str, str]) -> tuple[str, str]:
+    """`source`, and what sphinx-codeautolink is to read in its place."""
+    from sphinx_codeautolink import clean_ipython
+
+    if line := hidden.get(source.strip()):
+        return source, f"{line}\n{source}\n{line}"
+    return clean_ipython(source)
+
+
+def keep_own_links(findings: list, hidden: dict[str, str]) -> None:
+    """Mend what sphinx-codeautolink found in the cells of a page.
+
+    Its lines are one too high where `own_names` put an import first, and
+    names of other packages have no page here to link to.
+    """
+    for found in findings:
+        shift = found.source.strip() in hidden
+        last = found.source.count("\n") + 1
+        for name in found.names:
+            name.lineno -= shift
+            name.end_lineno -= shift
+        found.names = [
+            name
+            for name in found.names
+            if name.import_components[0] == "bertbook"
+            and 1 <= name.lineno <= name.end_lineno <= last
+        ]
+
+
+# %% book/links.md#imports-that-nobody-sees 789f7c
+def recall_links(cache) -> None:
+    """Read what was found before on pages that are not read again."""
+    from sphinx_codeautolink.extension import block
+
+    path = cache.cache_dir / cache.cache_filename
+    pages = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    for docname, found in pages.items():
+        for each in found:
+            each["names"] = [block.Name(**name) for name in each["names"]]
+            each["example"] = block.CodeExample(**each["example"])
+        cache.transforms[docname] = [
+            block.SourceTransform(**each) for each in found
+        ]

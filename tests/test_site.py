@@ -1,0 +1,360 @@
+"""The built site in a real browser."""
+
+import functools
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from bertbook.chapters import read_toc
+
+ROOT = Path(__file__).resolve().parent.parent
+HTML = ROOT / "_build" / "html"
+PAGES = [path.removesuffix(".md") + ".html" for path in read_toc(ROOT)]
+CHROMIUM = next(
+    filter(
+        None,
+        map(
+            shutil.which, ["chromium", "chromium-browser", "google-chrome"]
+        ),
+    ),
+    None,
+)
+QUIET = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run "
+    "--disable-background-networking --disable-component-update "
+    "--disable-sync"
+).split()
+
+needs_browser = pytest.mark.skipif(
+    CHROMIUM is None and "CI" not in os.environ,
+    reason="needs Chromium: apt-get install chromium",
+)
+
+
+@pytest.fixture(scope="session")
+def site():
+    """The address of the site, built as `make` builds it, and served."""
+    build = [sys.executable, "-m", "bertbook.weave"]
+    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    serve = functools.partial(Quiet, directory=HTML)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), serve)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    if CHROMIUM is None:
+        pytest.fail("CI needs Chromium: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=QUIET
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(chromium, site):
+    """A page that notes every error, and refuses every other host."""
+    context = chromium.new_context(
+        viewport={"width": 1280, "height": 900},
+        base_url=site,
+        accept_downloads=True,
+        permissions=["clipboard-read", "clipboard-write"],
+    )
+    page = context.new_page()
+    page.faults = []
+
+    def watch(route):
+        if not route.request.url.startswith((site, "data:", "blob:")):
+            page.faults.append(f"foreign request: {route.request.url}")
+            route.abort()
+        else:
+            route.continue_()
+
+    page.route("**/*", watch)
+    page.on("pageerror", lambda error: page.faults.append(str(error)))
+    page.on(
+        "console",
+        lambda said: said.type == "error" and page.faults.append(said.text),
+    )
+    page.on(
+        "response",
+        lambda got: got.status >= 400 and page.faults.append(got.url),
+    )
+    yield page
+    context.close()
+
+
+def open_page(page, path, theme="light"):
+    page.add_init_script(
+        f"localStorage.setItem('mode', '{theme}');"
+        f"localStorage.setItem('theme', '{theme}');"
+    )
+    page.goto(f"/{path}", wait_until="networkidle")
+
+
+class Parsed(HTMLParser):
+    """The images, ids and links of a page."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.images, self.ids, self.links, self.loaded = [], set(), [], []
+        self.feed(path.read_text("utf-8"))
+
+    def handle_starttag(self, tag, pairs):
+        attributes = dict(pairs)
+        self.ids.add(attributes.get("id"))
+        if tag == "img":
+            self.images.append(attributes)
+        if tag == "a" and "href" in attributes:
+            self.links.append(attributes["href"])
+        if tag in ("script", "img", "iframe") and "src" in attributes:
+            self.loaded.append(attributes["src"])
+        if tag == "link" and "stylesheet" in attributes.get("rel", ""):
+            self.loaded.append(attributes["href"])
+
+
+# What needs no browser
+
+
+def test_nothing_is_loaded_from_elsewhere(site):
+    for path in HTML.rglob("*.html"):
+        for address in Parsed(path).loaded:
+            foreign = re.match(r"(https?:)?//", address)
+            assert not foreign, f"{path.relative_to(HTML)}: {address}"
+
+
+def test_every_image_has_words(site):
+    for path in (HTML / "book").glob("*.html"):
+        for image in Parsed(path).images:
+            assert image.get("alt") is not None, f"{path.name}: {image}"
+            if "_images" in image["src"]:
+                assert len(image["alt"].split()) >= 5, (
+                    f"{path.name}: {image}"
+                )
+
+
+def test_links_within_the_site_arrive(site):
+    parsed = {
+        path.resolve(): Parsed(path)
+        for path in HTML.rglob("*.html")
+        if "_static" not in path.parts
+    }
+    for path, found in parsed.items():
+        for link in found.links:
+            target, _, anchor = link.partition("#")
+            if re.match(r"[a-z]+:|//", target) or (
+                not target and not anchor
+            ):
+                continue
+            goal = (path.parent / target).resolve() if target else path
+            assert goal.exists(), f"{path.name} -> {link}"
+            if anchor and goal in parsed:
+                from urllib.parse import unquote
+
+                ids = parsed[goal].ids
+                assert unquote(anchor) in ids, f"{path.name} -> {link}"
+
+
+def test_notebooks_are_valid_and_ran(site):
+    notebooks = sorted((HTML / "notebooks").glob("*.ipynb"))
+    chapters = {Path(page).stem for page in PAGES}
+    assert {path.stem for path in notebooks} == chapters - {
+        "api",
+        "references",
+    }
+    for path in notebooks:
+        notebook = nbformat.read(path, as_version=4)
+        nbformat.validate(notebook)
+        code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+        assert any(cell.outputs or cell.execution_count for cell in code)
+        assert "%pip install" in code[0].source
+        for cell in notebook.cells:
+            if cell.cell_type == "markdown":
+                prose = re.sub(r"```.*?```", "", cell.source, flags=re.S)
+                assert not re.search(
+                    r"\{(glue|cite|eq|numref)[\w:]*\}`", prose
+                )
+
+
+def test_exported_cells_name_their_module(site):
+    for page in PAGES:
+        source = (ROOT / page.replace(".html", ".md")).read_text("utf-8")
+        outside = re.sub(r"(?s)^````.*?^````$", "", source, flags=re.M)
+        cells = len(re.findall(r"^:tangle: ", outside, re.M))
+        text = (HTML / page).read_text("utf-8")
+        assert text.count('class="cell-caption') == cells, page
+        for option in (":tangle:", ":implements:", ":exercise:"):
+            shown = re.sub(r"(?s)<(pre|code).*?</\1>", "", text)
+            assert option not in shown, page
+
+
+# What a reader does
+
+
+@needs_browser
+@pytest.mark.parametrize("path", PAGES + ["search.html", "genindex.html"])
+def test_page_loads_without_a_fault(page, path):
+    open_page(page, path)
+    assert page.faults == []
+    assert page.title() and page.locator("h1").count() == 1
+
+
+@needs_browser
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("path", PAGES)
+def test_page_is_accessible(page, path, theme):
+    from axe_playwright_python.sync_playwright import Axe
+
+    open_page(page, path, theme)
+    assert page.evaluate("document.documentElement.dataset.theme") == theme
+    found = Axe().run(page).response["violations"]
+    grave = [
+        f"{each['id']}: {node['html'][:200]} {node['failureSummary'][:300]}"
+        for each in found
+        if each["impact"] in ("serious", "critical")
+        for node in each["nodes"]
+    ]
+    assert grave == []
+
+
+@needs_browser
+def test_mathematics_is_typeset(page):
+    open_page(page, "book/wordpiece.html")
+    page.wait_for_selector("mjx-container svg, mjx-container mjx-math")
+    assert page.locator("mjx-merror").count() == 0
+    shown = page.locator("article").inner_text()
+    assert "\\begin{" not in shown and "$$" not in shown
+
+
+@needs_browser
+def test_search_finds_a_term(page):
+    open_page(page, "search.html?q=truncation")
+    page.wait_for_selector("#search-results li a")
+    links = page.locator("#search-results li a")
+    addresses = [link.get_attribute("href") for link in links.all()]
+    assert any("tokenizer" in address for address in addresses)
+    page.goto("/search.html?q=xyzzyqwerty", wait_until="networkidle")
+    page.wait_for_selector("#search-results p")
+    assert page.locator("#search-results li").count() == 0
+
+
+@needs_browser
+def test_one_search_bar_and_the_right_year(page):
+    open_page(page, PAGES[1])
+    buttons = page.locator("button.search-button__button, .search-button")
+    assert sum(button.is_visible() for button in buttons.all()) == 1
+    footer = page.locator("footer").last.inner_text()
+    assert re.findall(r"20\d\d", footer) == ["2026"]
+
+
+@needs_browser
+def test_theme_toggles_and_stays(page):
+    page.goto(f"/{PAGES[1]}", wait_until="networkidle")
+    look = "getComputedStyle(document.body).backgroundColor"
+    seen = set()
+    for _ in range(3):
+        page.locator("button.theme-switch-button").first.click()
+        mode = page.evaluate("document.documentElement.dataset.mode")
+        seen.add((mode, page.evaluate(look)))
+    assert {mode for mode, _ in seen} == {"auto", "light", "dark"}
+    assert len({colour for _, colour in seen}) == 2
+    page.goto(f"/{PAGES[2]}", wait_until="networkidle")
+    assert page.evaluate("document.documentElement.dataset.mode") == mode
+
+
+@needs_browser
+def test_identifier_leads_to_its_definition_and_back(page):
+    open_page(page, "book/tokenizer.html")
+    name = "bertbook.wordpiece.BasicTokenizer"
+    page.locator(f'article pre a[href$="#{name}"]').first.click()
+    page.wait_for_url(f"**/book/api.html#{name}")
+    definition = page.locator(f'[id="{name}"]')
+    assert "BasicTokenizer" in definition.inner_text()
+    uses = definition.locator("xpath=..").locator(
+        'a[href*="wordpiece.html"]'
+    )
+    assert uses.count() >= 1
+
+
+@needs_browser
+def test_caption_leads_to_the_source(page):
+    open_page(page, "book/wordpiece.html")
+    page.locator("p.cell-caption a").first.click()
+    page.wait_for_url("**/_modules/bertbook/wordpiece.html**")
+    assert "class BasicTokenizer" in page.locator("pre").first.inner_text()
+
+
+@needs_browser
+def test_notebook_downloads(page, tmp_path):
+    open_page(page, "book/tokenizer.html")
+    page.locator(".dropdown-download-buttons > button").click()
+    with page.expect_download() as waiting:
+        page.locator('a[href$="tokenizer.ipynb"]').first.click()
+    path = tmp_path / "page.ipynb"
+    waiting.value.save_as(path)
+    nbformat.validate(nbformat.read(path, as_version=4))
+
+
+@needs_browser
+def test_launch_buttons_name_the_published_notebook(page):
+    open_page(page, "book/tokenizer.html")
+    links = page.locator(".dropdown-launch-buttons a").all()
+    addresses = " ".join(link.get_attribute("href") for link in links)
+    assert "colab.research.google.com" in addresses
+    assert "mybinder.org" in addresses
+    assert addresses.count("tokenizer.ipynb") == 2
+
+
+@needs_browser
+def test_code_fits_beside_both_sidebars(page):
+    open_page(page, "book/tokenizer.html")
+    wide = page.evaluate(
+        "[...document.querySelectorAll('div.cell_input pre')]"
+        ".filter(e => e.scrollWidth > e.clientWidth + 1)"
+        ".map(e => e.innerText.slice(0, 200))"
+    )
+    assert wide == []
+
+
+@needs_browser
+def test_code_is_highlighted_in_both_themes(page):
+    for theme in ("light", "dark"):
+        open_page(page, "book/tokenizer.html", theme)
+        colours = page.evaluate(
+            "[...document.querySelectorAll('div.cell_input pre span')]"
+            ".slice(0, 300).map(e => getComputedStyle(e).color)"
+        )
+        assert len(set(colours)) >= 4
+
+
+@needs_browser
+def test_the_map_leads_to_the_chapters(page):
+    open_page(page, "book/index.html")
+    boxes = page.locator("article svg a")
+    names = [box.get_attribute("href") for box in boxes.all()]
+    assert "corpora.html" in names and "tokenizer.html" in names
+    assert all((HTML / "book" / name).exists() for name in names)
+    boxes.first.focus()
+    page.keyboard.press("Enter")
+    page.wait_for_url(f"**/{names[0]}")
