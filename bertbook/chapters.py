@@ -6,7 +6,7 @@ cells, each with its options and its line, and refuses what would not run.
 The page: https://bertbook.github.io/bertbook/book/chapters.html
 """
 
-# Tangled from book/chapters.md (7972ee): change it there and run
+# Tangled from book/chapters.md (027281): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [

@@ -8,7 +8,7 @@ datasets.Dataset.
 The page: https://bertbook.github.io/bertbook/book/corpora.html
 """
 
-# Tangled from book/corpora.md (7eae67): change it there and run
+# Tangled from book/corpora.md (333817): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [

@@ -6,7 +6,7 @@ character of the original.
 The page: https://bertbook.github.io/bertbook/book/decoding.html
 """
 
-# Tangled from book/decoding.md (2f3e61): change it there and run
+# Tangled from book/decoding.md (efe6f1): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [

@@ -6,7 +6,7 @@ chapter and the line where one fails.
 The page: https://bertbook.github.io/bertbook/book/execute.html
 """
 
-# Tangled from book/execute.md (da1d71): change it there and run
+# Tangled from book/execute.md (044302): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -206,35 +206,32 @@ def _translated(text: str, chapter: Chapter, notebook) -> str:
     return _FRAME.sub(place, _COLOUR.sub("", text))
 
 
-# %% book/execute.md#where-it-failed a65088
+# %% book/execute.md#where-it-failed 901a8d
 def describe_failure(
     chapter: Chapter, notebook, words: str, timeout: int
 ) -> str:
     """The located problem of a notebook that failed, with its traceback."""
+    hung = "A cell timed out while it was being executed" in words
     for number, cell in enumerate(code_cells(notebook)):
-        line, name = chapter.cells[number].line, f"cell {number + 1}"
-        for output in cell.outputs:
-            if output.output_type == "error":
-                text = "\n".join(output.traceback)
-                text = _translated(text, chapter, notebook)
-                places = re.findall(
-                    rf"{re.escape(chapter.path)}:(\d+)", text
-                )
-                said = f"{output.ename}: {_COLOUR.sub('', output.evalue)}"
-                shown = "\n".join(
-                    f"    {each}" for each in text.split("\n")
-                )
-                return (
-                    f"{chapter.path}:{places[0] if places else line}: "
-                    f"{name}: {said}\n{shown}"
-                )
+        errors = [
+            each for each in cell.outputs if each.output_type == "error"
+        ]
         times = cell.metadata.get("execution", {})
-        if "timed out" in words and "shell.execute_reply" not in times:
+        if not errors and not (hung and "shell.execute_reply" not in times):
+            continue
+        text = "\n".join(errors[0].traceback) if errors else ""
+        text = _translated(text, chapter, notebook)
+        places = re.findall(rf"{re.escape(chapter.path)}:(\d+)", text)
+        line = places[0] if places else chapter.cells[number].line
+        place = f"{chapter.path}:{line}: cell {number + 1}"
+        if hung:
             return (
-                f"{chapter.path}:{line}: {name} ran longer than "
-                f"{timeout} s, the limit; make it shorter, or give a "
-                "longer --timeout"
+                f"{place} ran longer than {timeout} s, the limit; make "
+                "it shorter, or give a longer --timeout"
             )
+        said = f"{errors[0].ename}: {_COLOUR.sub('', errors[0].evalue)}"
+        shown = "\n".join(f"    {each}" for each in text.split("\n"))
+        return f"{place}: {said}\n{shown}"
     return _without_cell(chapter, words)
 
 

@@ -6,7 +6,7 @@ and in the modules that it imports, and makes one key of it.
 The page: https://bertbook.github.io/bertbook/book/freshness.html
 """
 
-# Tangled from book/freshness.md (0ae9c6): change it there and run
+# Tangled from book/freshness.md (969281): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -91,7 +91,7 @@ def modules_used(book: Book, chapter: Chapter) -> set[str]:
     return reached
 
 
-# %% book/freshness.md#the-key 557cc4
+# %% book/freshness.md#the-key ae1c0d
 def _surroundings(root: Path) -> str:
     """What every chapter depends on: Python, the budget, the pins."""
     pins = root / "requirements.txt"
@@ -115,5 +115,8 @@ def chapter_key(book: Book, chapter: Chapter) -> str:
     codes = [_code(book.modules.get(f"{name}.py", [])) for name in names]
     own = _code(chapter.cells)
     runs = _runs_named(book.root, "\0".join([own, *codes]))
-    parts = [_surroundings(book.root), own, *names, *codes, *runs]
+    kernel = str(
+        getattr(chapter.notebook, "metadata", {}).get("kernelspec")
+    )
+    parts = [_surroundings(book.root), kernel, own, *names, *codes, *runs]
     return hashlib.sha256("\1".join(parts).encode()).hexdigest()[:16]

@@ -6,7 +6,7 @@ into windows, and padding to one length.
 The page: https://bertbook.github.io/bertbook/book/input_rows.html
 """
 
-# Tangled from book/input_rows.md (f9e3b2): change it there and run
+# Tangled from book/input_rows.md (8e9660): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [

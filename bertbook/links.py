@@ -6,7 +6,7 @@ that every identifier in code and prose can be a link.
 The page: https://bertbook.github.io/bertbook/book/links.html
 """
 
-# Tangled from book/links.md (f2a762): change it there and run
+# Tangled from book/links.md (20d70d): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [

@@ -6,7 +6,7 @@ everywhere, and names every cell that a module could not hold.
 The page: https://bertbook.github.io/bertbook/book/modules.html
 """
 
-# Tangled from book/modules.md (befc52): change it there and run
+# Tangled from book/modules.md (8d34aa): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -227,7 +227,7 @@ def _header(book: Book, name: str, cells: list[Cell]) -> str:
     )
 
 
-# %% book/modules.md#a-module-byte-by-byte 2c2d15
+# %% book/modules.md#a-module-byte-by-byte cf60ff
 SPLIT = "# isort: split\n"
 
 
@@ -236,7 +236,8 @@ _SEAL = re.compile(r"\.md \([0-9a-f]{6}\):")
 
 def seal(text: str) -> str:
     """The module `text` with the digest of its header and markers."""
-    header = _SEAL.sub(".md (000000):", text.split("\n# %% ")[0], count=1)
+    header = re.split(r"\n+(?:# %% |__all__ = )", text, maxsplit=1)[0]
+    header = _SEAL.sub(".md (000000):", header, count=1)
     markers = re.findall(r"^# %%.*$", text, re.M)
     skeleton = digest("\n".join([header.strip(), *markers]))
     return _SEAL.sub(f".md ({skeleton}):", text, count=1)

@@ -6,7 +6,7 @@ addresses where readers can start it.
 The page: https://bertbook.github.io/bertbook/book/notebooks.html
 """
 
-# Tangled from book/notebooks.md (2e5f75): change it there and run
+# Tangled from book/notebooks.md (fd2849): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [

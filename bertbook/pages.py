@@ -7,7 +7,7 @@ work.
 The page: https://bertbook.github.io/bertbook/book/pages.html
 """
 
-# Tangled from book/pages.md (43f0df): change it there and run
+# Tangled from book/pages.md (152f44): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [

@@ -7,7 +7,7 @@ budget that scales what a page trains.
 The page: https://bertbook.github.io/bertbook/book/reproducibility.html
 """
 
-# Tangled from book/reproducibility.md (61e0fa): change it there and run
+# Tangled from book/reproducibility.md (0c120c): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -82,8 +82,9 @@ def describe_machine() -> dict:
     }
 
 
-# %% book/reproducibility.md#a-record-of-a-run 020181
+# %% book/reproducibility.md#a-record-of-a-run 451d06
 import json
+import shlex
 import subprocess
 import sys
 
@@ -106,12 +107,12 @@ def _current_commit(folder: Path) -> str:
     return done.stdout.strip() or "unknown"
 
 
-# %% book/reproducibility.md#a-record-of-a-run 299a1f
+# %% book/reproducibility.md#a-record-of-a-run 876038
 def _command() -> str:
     script = Path(sys.argv[0])
     if script.is_absolute() and script.is_relative_to(Path.cwd()):
         script = script.relative_to(Path.cwd())
-    return " ".join(["python", str(script), *sys.argv[1:]])
+    return shlex.join(["python", str(script), *sys.argv[1:]])
 
 
 def record_run(path: str | Path, metrics: dict) -> dict:

@@ -6,7 +6,7 @@ package back into the chapters, and refuses to guess when both have changed.
 The page: https://bertbook.github.io/bertbook/book/tangle.html
 """
 
-# Tangled from book/tangle.md (f2948a): change it there and run
+# Tangled from book/tangle.md (21ac07): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -104,7 +104,7 @@ def read_pieces(path: str, text: str) -> list[Piece]:
     return pieces
 
 
-# %% book/tangle.md#back-again cff899
+# %% book/tangle.md#back-again c4d3ca
 def fold_back(
     path: str, cells: list[Cell], pieces: list[Piece]
 ) -> list[tuple[Cell, Piece]]:
@@ -116,10 +116,12 @@ def fold_back(
     bases = {piece.base for piece in pieces}
     edits, problems = [], []
     for piece in pieces:
-        if not piece.edited or digest(piece.text) in current:
+        if not piece.edited:
             continue
         if piece.base in current:
             edits.append((current[piece.base], piece))
+            continue
+        if digest(piece.text) in current:
             continue
         changed = [
             cell.line
@@ -167,7 +169,7 @@ def apply_edits(book: Book, edits: list[tuple[Cell, Piece]]) -> Book:
     return replace(book, chapters=tuple(chapters))
 
 
-# %% book/tangle.md#the-four-commands befeed
+# %% book/tangle.md#the-commands befeed
 def _read_module(root: Path, name: str) -> str | None:
     path = f"bertbook/{name}"
     return read_source(root, path) if (root / path).exists() else None
@@ -183,7 +185,7 @@ def _orphans(book: Book) -> list[str]:
     ]
 
 
-# %% book/tangle.md#the-four-commands 0bb31b
+# %% book/tangle.md#the-commands 0bb31b
 def sync(root: Path, fold: bool = True) -> dict[str, str]:
     """What to write, path to text, so that chapters and package agree.
 
@@ -223,7 +225,7 @@ def sync(root: Path, fold: bool = True) -> dict[str, str]:
     }
 
 
-# %% book/tangle.md#the-four-commands 11996a
+# %% book/tangle.md#the-commands 11996a
 def write_files(root: Path, files: dict[str, str]) -> None:
     """Write `files` one by one, each whole, with the old line ends."""
     for path, text in files.items():
@@ -252,7 +254,7 @@ def check(root: Path) -> list[str]:
     return problems
 
 
-# %% book/tangle.md#the-four-commands 84f11b
+# %% book/tangle.md#the-commands 84f11b
 def where(root: Path, place: str) -> tuple[str, str]:
     """(`book/x.md:131`, address of the section) of `bertbook/x.py:57`."""
     file, _, number = place.rpartition(":")
@@ -278,7 +280,7 @@ def where(root: Path, place: str) -> tuple[str, str]:
     return f"{cell.chapter}:{line}", f"{address}#{cell.section}"
 
 
-# %% book/tangle.md#the-four-commands 842466
+# %% book/tangle.md#the-commands 842466
 def find_root(start: Path) -> Path:
     """The nearest folder at or above `start` that holds `_toc.yml`."""
     for folder in (start, *start.parents):
@@ -302,7 +304,7 @@ def show_differences(root: Path, files: dict[str, str]) -> None:
         print("".join(lines), end="")
 
 
-# %% book/tangle.md#the-four-commands 9e4278
+# %% book/tangle.md#the-commands 9e4278
 def main(arguments: list[str] | None = None) -> int:
     """The command `python -m bertbook.tangle`; returns its exit status."""
     import argparse
@@ -337,7 +339,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-# %% book/tangle.md#the-four-commands 89ec14
+# %% book/tangle.md#the-commands 89ec14
 def run_command(root: Path, options) -> str:
     """Do what the parsed `options` ask; returns a line on what was done."""
     if options.where:

@@ -6,7 +6,7 @@ engine, by computing the pieces of each word only once.
 The page: https://bertbook.github.io/bertbook/book/text_encoder.html
 """
 
-# Tangled from book/text_encoder.md (aca3d5): change it there and run
+# Tangled from book/text_encoder.md (a2ea7a): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [

@@ -6,7 +6,7 @@ back into text, with the names and results of the transformers library.
 The page: https://bertbook.github.io/bertbook/book/tokenizer.html
 """
 
-# Tangled from book/tokenizer.md (7b18a4): change it there and run
+# Tangled from book/tokenizer.md (c87d83): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [

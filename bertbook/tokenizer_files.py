@@ -6,7 +6,7 @@ refuses a damaged file with a sentence that names the file and the line.
 The page: https://bertbook.github.io/bertbook/book/tokenizer_files.html
 """
 
-# Tangled from book/tokenizer_files.md (6cf1b2): change it there and run
+# Tangled from book/tokenizer_files.md (eb99c6): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [

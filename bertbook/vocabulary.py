@@ -8,7 +8,7 @@ whatever order they come.
 The page: https://bertbook.github.io/bertbook/book/vocabulary.html
 """
 
-# Tangled from book/vocabulary.md (d78bf8): change it there and run
+# Tangled from book/vocabulary.md (cd40f8): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [

@@ -6,7 +6,7 @@ doing so while you write.
 The page: https://bertbook.github.io/bertbook/book/weave.html
 """
 
-# Tangled from book/weave.md (ae135c): change it there and run
+# Tangled from book/weave.md (698985): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [

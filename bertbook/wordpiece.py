@@ -6,7 +6,7 @@ vocabulary by the greedy longest match, in quadratic and in linear time.
 The page: https://bertbook.github.io/bertbook/book/wordpiece.html
 """
 
-# Tangled from book/wordpiece.md (b16677): change it there and run
+# Tangled from book/wordpiece.md (4dcfa5): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
