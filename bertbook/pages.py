@@ -7,7 +7,7 @@ work.
 The page: https://bertbook.github.io/bertbook/book/pages.html
 """
 
-# Tangled from book/pages.md (152f44): change it there and run
+# Tangled from book/pages.md (832e31): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -199,17 +199,17 @@ def name_implementers(app, doctree, docname) -> None:
             block.parent.insert(block.parent.index(block) + 1, line)
 
 
-# %% book/pages.md#the-api-page 4ab546
+# %% book/pages.md#the-api-page 80a478
 API = "book/api"
 _SECTION = """
 
 ## `bertbook.{module}`
 
-```{{eval-rst}}
+~~~{{eval-rst}}
 .. automodule:: bertbook.{module}
    :members:
    :member-order: bysource
-```
+~~~
 """
 
 

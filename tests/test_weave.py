@@ -1,0 +1,460 @@
+"""Executing and weaving: what runs again, what is said when it fails, and
+what the pages hold. A small book is built once; tests change copies of it."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+from bertbook.freshness import chapter_key, modules_used
+from bertbook.modules import Book, load_book
+
+ROOT = Path(__file__).resolve().parent.parent
+FRONT = "---\nfile_format: mystnb\nkernelspec:\n  name: python3\n---\n\n"
+PIXEL = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGA"
+    "WjR9awAAAABJRU5ErkJggg=="
+)
+INDEX = """\
+(index)=
+# Toys
+
+A book of toys.
+
+```{code-cell} python
+:tangle: __init__.py
+
+from pkgutil import extend_path
+
+if "__path__" in globals():  # the tools come from the real package
+    __path__ = extend_path(__path__, __name__)
+```
+"""
+FIRST = """\
+(first)=
+# First
+
+Makes one thing.
+
+$$ f(x) = 2 x $$ (eq-double)
+
+You call `double_it` in {doc}`second`.
+
+```{code-cell} python
+:tangle: first.py
+:implements: eq-double
+
+def double_it(x: int) -> int:
+    \"\"\"Twice `x`.\"\"\"
+    return 2 * x
+```
+
+```{code-cell} python
+assert double_it(2) == 4
+print("one")
+print("two")
+```
+"""
+SECOND = """\
+(second)=
+# Second
+
+Uses the first.
+
+```{code-cell} python
+:tangle: second.py
+
+from bertbook.first import double_it
+
+
+def four_times(x: int) -> int:
+    \"\"\"Four times `x`.\"\"\"
+    return double_it(double_it(x))
+```
+
+```{code-cell} python
+from myst_nb import glue
+
+glue("eight", four_times(2), display=False)
+```
+
+Eight is {glue:text}`eight`. The reader of [](first.md) knows.
+"""
+THIRD = f"""\
+(third)=
+# Third
+
+Shows a picture.
+
+```{{code-cell}} python
+---
+mystnb:
+  image:
+    alt: "A grey dot, alone."
+---
+import base64
+
+from IPython.display import Image
+
+Image(base64.b64decode("{PIXEL}"))
+```
+"""
+API = "(api)=\n# The package\n\nAll of it.\n"
+
+
+def make_book(root: Path) -> Path:
+    chapters = {"index": INDEX, "first": FIRST, "second": SECOND}
+    chapters |= {"third": THIRD}
+    (root / "book").mkdir(parents=True)
+    for name, text in chapters.items():
+        (root / f"book/{name}.md").write_text(FRONT + text)
+    (root / "book/api.md").write_text(API)
+    shutil.copytree(ROOT / "book/_static", root / "book/_static")
+    config = yaml.safe_load((ROOT / "_config.yml").read_text())
+    del config["bibtex_bibfiles"]
+    config["sphinx"]["config"]["extensions"].remove("sphinxcontrib.bibtex")
+    (root / "_config.yml").write_text(yaml.safe_dump(config))
+    names = ["first", "second", "third", "api"]
+    toc = {"format": "jb-book", "root": "book/index"}
+    toc["chapters"] = [{"file": f"book/{name}"} for name in names]
+    (root / "_toc.yml").write_text(yaml.safe_dump(toc, sort_keys=False))
+    return root
+
+
+def command(root: Path, module: str, *arguments: str):
+    """Run a tool of this checkout on the small book at `root`."""
+    environment = os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{ROOT}"}
+    return subprocess.run(
+        [sys.executable, "-P", "-m", f"bertbook.{module}", *arguments],
+        cwd=root,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def build(root: Path, *arguments: str):
+    tangled = command(root, "tangle")
+    assert tangled.returncode == 0, tangled.stderr
+    return command(root, "weave", *arguments)
+
+
+def executed(done) -> list[str]:
+    found = re.search("^executing (.*)$", done.stdout, re.M)
+    return found[1].split(", ") if found else []
+
+
+def page(root: Path, name: str) -> str:
+    return (root / f"_build/html/book/{name}.html").read_text("utf-8")
+
+
+@pytest.fixture(scope="module")
+def first_build(tmp_path_factory):
+    root = make_book(tmp_path_factory.mktemp("toys") / "book")
+    done = build(root)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert executed(done) == ["index", "first", "second", "third"]
+    return root
+
+
+@pytest.fixture
+def toys(first_build, tmp_path):
+    shutil.copytree(first_build, tmp_path / "book")
+    return tmp_path / "book"
+
+
+def edit(root: Path, name: str, old: str, new: str) -> int:
+    """Replace `old` in a chapter; the line, from 1, where it stood."""
+    path = root / f"book/{name}.md"
+    text = path.read_text()
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new))
+    return text[: text.index(old)].count("\n") + 1
+
+
+def test_nothing_changed_renders_nothing(toys):
+    made = {p: p.stat().st_mtime_ns for p in toys.rglob("_build/html/**/*")}
+    done = build(toys)
+    assert done.returncode == 0 and executed(done) == []
+    assert made == {
+        p: p.stat().st_mtime_ns for p in toys.rglob("_build/html/**/*")
+    }
+
+
+def test_prose_edit_executes_nothing_and_shows(toys):
+    edit(toys, "first", "Makes one thing.", "Makes another thing.")
+    done = build(toys)
+    assert done.returncode == 0, done.stderr
+    assert executed(done) == []
+    assert "Makes another thing." in page(toys, "first")
+    notebook = (toys / "_build/html/notebooks/first.ipynb").read_text()
+    assert "Makes another thing." in notebook
+    # the links of a page that was not read again are still there
+    assert "api.html#bertbook.first.double_it" in page(toys, "second")
+    assert "second.html" in page(toys, "api")
+
+
+def test_code_edit_executes_importers_only(toys):
+    edit(toys, "first", "return 2 * x", "return x + x")
+    edit(toys, "first", 'print("two")', 'print("three")')
+    done = build(toys)
+    assert done.returncode == 0, done.stderr
+    assert executed(done) == ["first", "second"]
+    assert "three" in page(toys, "first")
+
+
+def test_output_of_an_importer_is_published(toys):
+    """The Markdown of `second` did not change, its output did."""
+    edit(toys, "first", "return 2 * x", "return 3 * x")
+    edit(toys, "first", "assert double_it(2) == 4", "")
+    done = build(toys)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"Eight is <[^>]*>18<", page(toys, "second"))
+
+
+def test_failures_are_located_and_publish_nothing(toys):
+    before = page(toys, "first")
+    bad = edit(toys, "first", "assert double_it(2) == 4", "double_it(1 / 0)")
+    hangs = edit(toys, "second", "from myst_nb import glue", "while True: 0")
+    edit(toys, "third", "name: python3", "name: cobol")
+    text = (toys / "book/index.md").read_text()
+    (toys / "book/index.md").write_text(
+        text + "\n```{code-cell} python\nprint('still runs')\n```\n"
+    )
+    done = build(toys, "--timeout", "4")
+    assert done.returncode == 1
+    problems = done.stderr
+    assert f"book/first.md:{bad}: cell 2: ZeroDivisionError: " in problems
+    assert f"--> {bad}" in problems  # the traceback, in the chapter's lines
+    assert f"book/second.md:{hangs}: cell 2 ran longer than 4 s" in problems
+    assert "book/third.md:1: the kernel 'cobol' is not installed" in problems
+    assert page(toys, "first") == before
+    assert "index: passed" in done.stdout
+    edit(toys, "third", "name: cobol", "name: python3")
+    again = build(toys, "--timeout", "4")
+    assert executed(again) == ["first", "second", "third"]  # not index
+
+
+def test_figure_needs_alt_text(toys):
+    edit(toys, "third", '"A grey dot, alone."', '" "')
+    done = build(toys)
+    assert done.returncode == 1
+    place = (toys / "book/third.md").read_text().split("\n")
+    line = place.index("import base64") + 1
+    assert f"book/third.md:{line}: the cell shows a figure" in done.stderr
+    assert executed(done) == []  # the option is not code
+
+
+def test_code_and_equation_name_each_other(first_build):
+    html = page(first_build, "first")
+    caption = re.search(r'<p class="cell-caption">(.*?)</p>', html, re.S)[1]
+    assert "_modules/bertbook/first.html#double_it" in caption
+    target = re.search(r'implements <a[^>]*href="(#[^"]*)"', caption)[1]
+    assert f'id="{target[1:]}"' in html
+    below = re.search(r'<p class="implemented-by">(.*?)</p>', html, re.S)[1]
+    assert 'href="#code-double_it"' in below
+    assert 'id="code-double_it"' in html
+    source = first_build / "_build/html/_modules/bertbook/first.html"
+    assert 'id="double_it"' in source.read_text()
+
+
+def test_unknown_equation_is_located_every_time(toys):
+    edit(toys, "first", ":implements: eq-double", ":implements: eq-triple")
+    for _ in range(2):
+        done = build(toys)
+        assert done.returncode == 1
+        assert ":implements: eq-triple names no equation" in done.stderr
+        for problem in done.stderr.strip().split("\n"):
+            assert re.match(r"book/first\.md:\d+: ", problem)
+
+
+def test_names_lead_to_the_api_and_back(first_build):
+    target = "api.html#bertbook.first.double_it"
+    assert target in page(first_build, "second")
+    html = page(first_build, "first")
+    assert re.search(rf'<a class="sphinx-codeautolink-a"[^>]*{target}', html)
+    prose = html[html.index("You call") : html.index("You call") + 300]
+    assert target in prose
+    api = page(first_build, "api")
+    for name in ("first", "second"):
+        assert f'id="module-bertbook.{name}"' in api
+        assert f'href="{name}.html#{name}"' in api
+
+
+def test_cells_are_highlighted_and_options_hidden(first_build):
+    html = page(first_build, "first")
+    assert '<span class="k">def</span>' in html
+    for option in ("tangle", "implements:", "exercise"):
+        assert f":{option}" not in html
+    assert "<code" in html and "A grey dot, alone." in page(
+        first_build, "third"
+    )
+
+
+def test_published_notebooks_stand_alone(first_build):
+    folder = first_build / "_build/html/notebooks"
+    for name in ("index", "first", "second", "third"):
+        notebook = nbformat.read(folder / f"{name}.ipynb", as_version=4)
+        nbformat.validate(notebook)
+        assert "pip install" in notebook.cells[1].source
+        assert not any("tangle" in cell.metadata for cell in notebook.cells)
+    text = nbformat.read(folder / "second.ipynb", as_version=4)
+    prose = "\n".join(
+        cell.source for cell in text.cells if cell.cell_type == "markdown"
+    )
+    assert "Eight is 8." in prose and "{glue" not in prose
+    assert "/book/first.html)" in prose
+    html = page(first_build, "second")
+    assert "/blob/notebooks/second.ipynb" in html
+    assert "notebooks?labpath=second.ipynb" in html
+    assert 'href="../notebooks/second.ipynb"' in html
+
+
+def test_two_builds_are_the_same_bytes(first_build, tmp_path):
+    """From nothing, in another folder, by another process."""
+    root = make_book(tmp_path / "elsewhere" / "deeper")
+    shutil.copytree(first_build / "bertbook", root / "bertbook")
+    done = build(root)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert tree(first_build / "_build/html") == tree(root / "_build/html")
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_renderer_never_executes(toys):
+    """Called without the outputs, it refuses to make its own."""
+    shutil.rmtree(toys / "_build/.jupyter_cache")
+    shutil.rmtree(toys / "_build/.doctrees")
+    program = Path(sys.executable).with_name("jupyter-book")
+    environment = os.environ | {"PYTHONPATH": f"{toys}{os.pathsep}{ROOT}"}
+    done = subprocess.run(
+        [program, "build", ".", "-q"],
+        cwd=toys,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert "has not been executed" in done.stdout + done.stderr
+
+
+# The real book: its keys, without running it.
+
+
+def imported_at_once(module: str) -> set[str]:
+    """What Python loads of the package when it imports `module`."""
+    code = (
+        f"import sys, bertbook.{module}\n"
+        "print(*(m[9:] for m in sys.modules if m.startswith('bertbook.')))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return set(done.stdout.split())
+
+
+@pytest.fixture(scope="module")
+def book():
+    return load_book(ROOT)
+
+
+@pytest.mark.parametrize("module", ["wordpiece", "reproducibility"])
+def test_edit_of_a_module_makes_its_importers_stale(book, module):
+    loads = {
+        name.removesuffix(".py"): imported_at_once(name.removesuffix(".py"))
+        for name in book.modules
+        if name != "__init__.py"
+    }
+    expected = set()
+    for chapter in book.chapters:
+        code = "\n".join(cell.text for cell in chapter.cells)
+        named = set(re.findall(r"\bbertbook\.(\w+) import|import bertbook\.(\w+)", code))
+        direct = {name for pair in named for name in pair if name in loads}
+        if any(module in loads[name] | {name} for name in direct):
+            expected.add(chapter.path)
+        if f"{module}.py" in {c.options.get("tangle") for c in chapter.cells}:
+            expected.add(chapter.path)
+    stale = changed_keys(book, module)
+    assert expected <= stale
+    for path in stale - expected:  # by a lazy import or a public name
+        (chapter,) = [each for each in book.chapters if each.path == path]
+        assert module in modules_used(book, chapter)
+        code = "\n".join(cell.text for cell in chapter.cells)
+        assert "bertbook" in code
+    assert stale != {chapter.path for chapter in book.chapters}
+
+
+def changed_keys(book: Book, module: str) -> set[str]:
+    chapters = []
+    for chapter in book.chapters:
+        cells = [
+            replace(cell, text=cell.text + "\n# edited")
+            if cell.options.get("tangle") == f"{module}.py"
+            else cell
+            for cell in chapter.cells
+        ]
+        chapters.append(replace(chapter, cells=tuple(cells)))
+    edited = replace(book, chapters=tuple(chapters))
+    return {
+        old.path
+        for old, new in zip(book.chapters, edited.chapters)
+        if chapter_key(book, old) != chapter_key(edited, new)
+    }
+
+
+def test_prose_leaves_every_key_alone(book):
+    for chapter in book.chapters:
+        prose = replace(chapter, text=chapter.text + "\nMore.", title="New")
+        others = tuple(
+            prose if each is chapter else each for each in book.chapters
+        )
+        other = replace(book, chapters=others)
+        assert chapter_key(book, chapter) == chapter_key(other, prose)
+
+
+@pytest.mark.slow
+def test_two_builds_of_the_book_are_the_same_bytes(tmp_path):
+    trees = []
+    for name in ("one", "two"):
+        root = tmp_path / name
+        root.mkdir()
+        for part in ("book", "bertbook"):
+            shutil.copytree(ROOT / part, root / part)
+        for part in ("_config.yml", "_toc.yml", "requirements.txt"):
+            shutil.copy(ROOT / part, root)
+        environment = os.environ | {
+            "PYTHONPATH": str(root),
+            "BERTBOOK_BUDGET": "smoke",
+        }
+        done = subprocess.run(
+            [sys.executable, "-m", "bertbook.weave"],
+            cwd=root,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        trees.append(tree(root / "_build/html"))
+    differ = {
+        path
+        for path in trees[0].keys() | trees[1].keys()
+        if trees[0].get(path) != trees[1].get(path)
+    }
+    assert not differ
