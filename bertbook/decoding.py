@@ -6,7 +6,7 @@ character of the original.
 The page: https://bertbook.github.io/bertbook/book/decoding.html
 """
 
-# Tangled from book/decoding.md (efe6f1): change it there and run
+# Tangled from book/decoding.md (8b43f423): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -18,7 +18,7 @@ __all__ = [
 ]
 
 
-# %% book/decoding.md#from-ids-to-text 7d7916
+# %% book/decoding.md#from-ids-to-text 7d79169b
 _REPAIRS = [(f" {mark}", mark) for mark in ".?!,"]
 _REPAIRS += [(" ' ", "'")]
 _REPAIRS += [(f" {end}", end) for end in ("n't", "'m", "'s", "'ve", "'re")]
@@ -30,7 +30,7 @@ def _repair(text):
     return text
 
 
-# %% book/decoding.md#from-ids-to-text f0f749
+# %% book/decoding.md#from-ids-to-text f0f749ca
 def _glue(pieces, prefix):
     """One text; blanks are repaired piece by piece, as the engine does."""
     text = []
@@ -42,7 +42,7 @@ def _glue(pieces, prefix):
     return "".join(text)
 
 
-# %% book/decoding.md#ids-and-tokens 8d9641
+# %% book/decoding.md#ids-and-tokens 8d964178
 from bertbook.tokenizer_files import TokenizerSettings, check_vocab
 
 _ROLES = ("unk", "sep", "pad", "cls", "mask")
@@ -87,7 +87,7 @@ class TokenTable:
         return 3 if pair else 2
 
 
-# %% book/decoding.md#ids-and-tokens dec0dd
+# %% book/decoding.md#ids-and-tokens dec0dd1c
 def _as_list(ids):
     return ids.tolist() if hasattr(ids, "tolist") else ids
 
@@ -99,7 +99,7 @@ def _unknown(token_id, tokens):
     )
 
 
-# %% book/decoding.md#ids-and-tokens 28c2aa
+# %% book/decoding.md#ids-and-tokens 28c2aae9
 class Decoder(TokenTable):
     """A `TokenTable` that translates between tokens, ids and text."""
 
@@ -145,7 +145,7 @@ class Decoder(TokenTable):
         return [self.decode(row, *args, **kwargs) for row in rows]
 
 
-# %% book/decoding.md#what-a-call-returns dba226
+# %% book/decoding.md#what-a-call-returns dba226f1
 from collections.abc import Callable
 from functools import cached_property
 
@@ -187,7 +187,7 @@ class BatchEncoding(dict):
         return self
 
 
-# %% book/decoding.md#what-a-call-returns 9406c6
+# %% book/decoding.md#what-a-call-returns 9406c6f9
 class TextEncoding(BatchEncoding):
     """A `BatchEncoding` with the questions about tokens and text."""
 
@@ -225,7 +225,7 @@ class TextEncoding(BatchEncoding):
         return None if outside else found["offsets"][token]
 
 
-# %% book/decoding.md#tensors 09acd7
+# %% book/decoding.md#tensors 09acd7ab
 def _check_rows(rows, kind):
     lengths = sorted({len(row) for row in rows})
     if kind not in ("pt", "np"):
@@ -240,7 +240,7 @@ def _check_rows(rows, kind):
         )
 
 
-# %% book/decoding.md#tensors 8c427d
+# %% book/decoding.md#tensors 8c427ddf
 def to_tensors(columns: dict[str, list], kind: str | None) -> dict:
     """Columns as tensors: `kind` is "pt", "np", or None to leave them.
 

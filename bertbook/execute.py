@@ -6,7 +6,7 @@ chapter and the line where one fails.
 The page: https://bertbook.github.io/bertbook/book/execute.html
 """
 
-# Tangled from book/execute.md (044302): change it there and run
+# Tangled from book/execute.md (0f4d20d1): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 
-# %% book/execute.md#by-hand 6dadfe
+# %% book/execute.md#by-hand 6dadfe47
 import os
 import re
 import subprocess
@@ -63,7 +63,7 @@ def _merge_streams(outputs: list) -> list:
     return merged
 
 
-# %% book/execute.md#what-ran-is-kept 709db2
+# %% book/execute.md#what-ran-is-kept 709db288
 def with_outputs(chapter: Chapter, executed):
     """The notebook of `chapter` with the outputs of `executed`.
 
@@ -83,7 +83,7 @@ def with_outputs(chapter: Chapter, executed):
     return notebook
 
 
-# %% book/execute.md#what-ran-is-kept 028982
+# %% book/execute.md#what-ran-is-kept 028982ce
 def load_executed(root: Path, chapter: Chapter, key: str):
     """The notebook that ran under `key` with its outputs, or None."""
     import nbformat
@@ -107,7 +107,7 @@ def store_executed(root: Path, chapter: Chapter, notebook, key: str):
     write_atomically(executed_path(root, chapter), text)
 
 
-# %% book/execute.md#one-run-by-pytest 9670ad
+# %% book/execute.md#one-run-by-pytest 9670ade6
 def _pytest(root: Path, arguments: list[str]) -> str:
     """Run pytest on notebooks, say what is done; returns its words."""
     search = [str(root), os.environ.get("PYTHONPATH", "")]
@@ -151,7 +151,7 @@ def _pytest(root: Path, arguments: list[str]) -> str:
     return words
 
 
-# %% book/execute.md#one-run-by-pytest 13c55e
+# %% book/execute.md#one-run-by-pytest 13c55ece
 def run_notebooks(root: Path, paths: list[Path], timeout: int) -> dict:
     """Execute notebooks in place; those that failed, to pytest's words."""
     from xml.etree import ElementTree
@@ -180,7 +180,7 @@ def run_notebooks(root: Path, paths: list[Path], timeout: int) -> dict:
     }
 
 
-# %% book/execute.md#where-it-failed 913c5f
+# %% book/execute.md#where-it-failed 913c5f0d
 _COLOUR = re.compile(r"(?:\x1b|#x1B)\[[0-9;]*m")
 _FRAME = re.compile(r"Cell In\[(\d+)\], line (\d+)(.*?)(?=\n\n|\Z)", re.S)
 
@@ -206,7 +206,7 @@ def _translated(text: str, chapter: Chapter, notebook) -> str:
     return _FRAME.sub(place, _COLOUR.sub("", text))
 
 
-# %% book/execute.md#where-it-failed 901a8d
+# %% book/execute.md#where-it-failed 901a8d08
 def describe_failure(
     chapter: Chapter, notebook, words: str, timeout: int
 ) -> str:
@@ -235,7 +235,7 @@ def describe_failure(
     return _without_cell(chapter, words)
 
 
-# %% book/execute.md#where-it-failed 68b764
+# %% book/execute.md#where-it-failed 68b764e4
 def _without_cell(chapter: Chapter, words: str) -> str:
     """The problem of a notebook whose kernel did not start or live."""
     plain, place = _COLOUR.sub("", words), f"{chapter.path}:1"
@@ -252,7 +252,7 @@ def _without_cell(chapter: Chapter, words: str) -> str:
     return f"{place}: nbmake failed\n{plain}"
 
 
-# %% book/execute.md#pictures-have-words ce98b1
+# %% book/execute.md#pictures-have-words ce98b153
 def figure_problems(chapter: Chapter, notebook) -> list[str]:
     """The cells of a notebook that show a figure without a text."""
     problems = []
@@ -272,7 +272,7 @@ def figure_problems(chapter: Chapter, notebook) -> list[str]:
     return problems
 
 
-# %% book/execute.md#all-together e9598b
+# %% book/execute.md#all-together e9598b6e
 def _run_stale(root: Path, stale: dict[Chapter, str], timeout: int):
     import nbformat
 
@@ -296,7 +296,7 @@ def _run_stale(root: Path, stale: dict[Chapter, str], timeout: int):
     return done, problems
 
 
-# %% book/execute.md#all-together 70909d
+# %% book/execute.md#all-together 70909d87
 def execute(
     book: Book,
     force: bool = False,

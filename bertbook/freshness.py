@@ -6,7 +6,7 @@ and in the modules that it imports, and makes one key of it.
 The page: https://bertbook.github.io/bertbook/book/freshness.html
 """
 
-# Tangled from book/freshness.md (969281): change it there and run
+# Tangled from book/freshness.md (576eea32): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -16,7 +16,7 @@ __all__ = [
 ]
 
 
-# %% book/freshness.md#what-a-cell-imports a3c962
+# %% book/freshness.md#what-a-cell-imports a3c962e8
 import ast
 import hashlib
 import re
@@ -58,7 +58,7 @@ def mentioned(code: str) -> set[str]:
     return names
 
 
-# %% book/freshness.md#what-a-cell-imports 6b39d2
+# %% book/freshness.md#what-a-cell-imports 6b39d244
 def _code(cells) -> str:
     return "\0".join(cell.text for cell in cells)
 
@@ -91,7 +91,7 @@ def modules_used(book: Book, chapter: Chapter) -> set[str]:
     return reached
 
 
-# %% book/freshness.md#the-key ae1c0d
+# %% book/freshness.md#the-key ae1c0ddb
 def _surroundings(root: Path) -> str:
     """What every chapter depends on: Python, the budget, the pins."""
     pins = root / "requirements.txt"

@@ -6,7 +6,7 @@ into windows, and padding to one length.
 The page: https://bertbook.github.io/bertbook/book/input_rows.html
 """
 
-# Tangled from book/input_rows.md (8e9660): change it there and run
+# Tangled from book/input_rows.md (79909ffd): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -20,7 +20,7 @@ __all__ = [
 ]
 
 
-# %% book/input_rows.md#one-row 0f9017
+# %% book/input_rows.md#one-row 0f901726
 _EDGE = {"offsets": [(0, 0)], "words": [None]}
 
 
@@ -28,7 +28,7 @@ def _repeat(values, lengths):
     return [v for v, n in zip(values, lengths) for _ in range(n)]
 
 
-# %% book/input_rows.md#one-row ff9824
+# %% book/input_rows.md#one-row ff9824ee
 def build_row(
     first: dict[str, list],
     second: dict[str, list] | None = None,
@@ -58,7 +58,7 @@ def build_row(
     return row
 
 
-# %% book/input_rows.md#rows-that-are-too-long e0ed5b
+# %% book/input_rows.md#rows-that-are-too-long e0ed5b0d
 def windows(
     length: int, size: int, stride: int = 0, side: str = "right"
 ) -> list[tuple[int, int]]:
@@ -84,7 +84,7 @@ def windows(
     return [(start, min(start + size, length)) for start in starts]
 
 
-# %% book/input_rows.md#rows-that-are-too-long 3c90d0
+# %% book/input_rows.md#rows-that-are-too-long 3c90d028
 def kept_lengths(
     first: int, second: int | None, room: int, strategy: str
 ) -> tuple[int, int | None]:
@@ -117,7 +117,7 @@ def kept_lengths(
     return first, second - excess
 
 
-# %% book/input_rows.md#rows-that-are-too-long 10918a
+# %% book/input_rows.md#rows-that-are-too-long 10918afd
 def _pairs_of_windows(first, second, room, rules):
     """Segments cut to `room`: those of the row, then the overflow."""
     lengths = len(first["ids"]), second and len(second["ids"])
@@ -144,7 +144,7 @@ def _pairs_of_windows(first, second, room, rules):
     return pairs
 
 
-# %% book/input_rows.md#rows-of-one-length 728b44
+# %% book/input_rows.md#rows-of-one-length 728b4414
 def pad_row(
     row: dict[str, list], length: int, pad_id: int, side: str = "right"
 ) -> dict[str, list]:
@@ -169,7 +169,7 @@ def pad_row(
     return padded
 
 
-# %% book/input_rows.md#what-was-asked-for 5a8029
+# %% book/input_rows.md#what-was-asked-for 5a8029bb
 _CHOICES = {
     "padding": ("longest", "max_length", "do_not_pad"),
     "truncation": (
@@ -181,7 +181,7 @@ _CHOICES = {
 }
 
 
-# %% book/input_rows.md#what-was-asked-for 170f22
+# %% book/input_rows.md#what-was-asked-for 170f22ec
 def _choice(name, value):
     choices = _CHOICES[name]
     if value is True:
@@ -196,7 +196,7 @@ def _choice(name, value):
     )
 
 
-# %% book/input_rows.md#what-was-asked-for 33e787
+# %% book/input_rows.md#what-was-asked-for 33e7872e
 from dataclasses import dataclass
 
 
@@ -239,7 +239,7 @@ class RowRules:
             )
 
 
-# %% book/input_rows.md#what-was-asked-for 47f16a
+# %% book/input_rows.md#what-was-asked-for 47f16a6c
 def _room(rules, added):
     """How many pieces of text a row has room for."""
     room = rules.max_length - added
@@ -251,7 +251,7 @@ def _room(rules, added):
     return room
 
 
-# %% book/input_rows.md#what-was-asked-for fae202
+# %% book/input_rows.md#what-was-asked-for fae202ed
 def build_rows(
     firsts: list[dict],
     seconds: list[dict] | None,
@@ -280,7 +280,7 @@ def build_rows(
     return _pad_rows(rows, owners, rules, pad_id), owners
 
 
-# %% book/input_rows.md#what-was-asked-for 490d24
+# %% book/input_rows.md#what-was-asked-for 490d2409
 def _pad_rows(rows, owners, rules, pad_id):
     if rules.padding is None:
         return rows
@@ -296,12 +296,12 @@ def _pad_rows(rows, owners, rules, pad_id):
     return [pad_row(row, length, pad_id, side) for row in rows]
 
 
-# %% book/input_rows.md#what-a-call-takes 4ef2e6
+# %% book/input_rows.md#what-a-call-takes 4ef2e655
 def _is_list(value):
     return isinstance(value, (list, tuple))
 
 
-# %% book/input_rows.md#what-a-call-takes 8404cf
+# %% book/input_rows.md#what-a-call-takes 8404cf70
 def read_texts(
     text: str | list, pair: str | list | None, split: bool
 ) -> tuple[bool, list, list | None]:

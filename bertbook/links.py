@@ -6,7 +6,7 @@ that every identifier in code and prose can be a link.
 The page: https://bertbook.github.io/bertbook/book/links.html
 """
 
-# Tangled from book/links.md (20d70d): change it there and run
+# Tangled from book/links.md (b132869b): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -21,7 +21,7 @@ __all__ = [
 ]
 
 
-# %% book/links.md#which-names-there-are 5228e1
+# %% book/links.md#which-names-there-are 5228e183
 import ast
 import json
 import re
@@ -66,7 +66,7 @@ def documented(book: Book) -> dict[str, str]:
     return names
 
 
-# %% book/links.md#which-one-is-meant da3c44
+# %% book/links.md#which-one-is-meant da3c4456
 def full_name(text: str, names: dict[str, str], near: set[str]) -> str:
     """Which of `names` is meant by `text` in prose, or "" if none is clear.
 
@@ -86,7 +86,7 @@ def full_name(text: str, names: dict[str, str], near: set[str]) -> str:
     return found[0] if len(found) == 1 and not plain else ""
 
 
-# %% book/links.md#which-one-is-meant d5a3f1
+# %% book/links.md#which-one-is-meant d5a3f13e
 def near(book: Book, docname: str) -> set[str]:
     """The modules that the chapter `docname` makes or imports by name."""
     modules = set()
@@ -99,7 +99,7 @@ def near(book: Book, docname: str) -> set[str]:
     return modules
 
 
-# %% book/links.md#imports-that-nobody-sees 8f06e2
+# %% book/links.md#imports-that-nobody-sees 8f06e284
 def hidden_imports(book: Book) -> dict[str, str]:
     """For the code of each exported cell, its module's names imported."""
     names, lines = documented(book), {}
@@ -115,7 +115,7 @@ def hidden_imports(book: Book) -> dict[str, str]:
     return lines
 
 
-# %% book/links.md#imports-that-nobody-sees 19d90c
+# %% book/links.md#imports-that-nobody-sees 19d90c04
 def own_names(source: str, hidden: dict[str, str]) -> tuple[str, str]:
     """`source`, and what sphinx-codeautolink is to read in its place."""
     from sphinx_codeautolink import clean_ipython
@@ -145,7 +145,7 @@ def keep_own_links(findings: list, hidden: dict[str, str]) -> None:
         ]
 
 
-# %% book/links.md#imports-that-nobody-sees 789f7c
+# %% book/links.md#imports-that-nobody-sees 789f7c62
 def recall_links(cache) -> None:
     """Read what was found before on pages that are not read again."""
     from sphinx_codeautolink.extension import block

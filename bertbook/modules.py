@@ -6,12 +6,13 @@ everywhere, and names every cell that a module could not hold.
 The page: https://bertbook.github.io/bertbook/book/modules.html
 """
 
-# Tangled from book/modules.md (8d34aa): change it there and run
+# Tangled from book/modules.md (77a4642f): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
     "Book",
     "OPTIONS",
+    "SEAL",
     "SPLIT",
     "find_problems",
     "load_book",
@@ -20,7 +21,7 @@ __all__ = [
 ]
 
 
-# %% book/modules.md#the-cells-of-a-module 64a77d
+# %% book/modules.md#the-cells-of-a-module 64a77d4c
 import ast
 import re
 import textwrap
@@ -37,7 +38,7 @@ from bertbook.chapters import (
 )
 
 
-# %% book/modules.md#the-cells-of-a-module d67419
+# %% book/modules.md#the-cells-of-a-module d67419ef
 @dataclass(frozen=True)
 class Book:
     """The chapters in reading order, and the cells of each module."""
@@ -67,7 +68,7 @@ class Book:
         }
 
 
-# %% book/modules.md#what-a-cell-may-hold c14b09
+# %% book/modules.md#what-a-cell-may-hold c14b090f
 OPTIONS = {"tangle", "implements", "exercise", "tags", "mystnb"}
 
 
@@ -87,7 +88,7 @@ def _defined(statement: ast.stmt):
                     yield node.id
 
 
-# %% book/modules.md#what-a-cell-may-hold 38afc4
+# %% book/modules.md#what-a-cell-may-hold 38afc482
 def _imported(tree: ast.Module):
     """(line, module) of each import, `.` leading the relative ones."""
     for node in ast.walk(tree):
@@ -104,7 +105,7 @@ def _imported(tree: ast.Module):
                 yield node.lineno, name
 
 
-# %% book/modules.md#what-a-cell-may-hold c83877
+# %% book/modules.md#what-a-cell-may-hold c83877c1
 def _syntax_problem(cell: Cell, error: SyntaxError) -> str:
     line = (cell.text.split("\n") + [""])[(error.lineno or 1) - 1].lstrip()
     place = cell.place(error.lineno or 1)
@@ -116,7 +117,7 @@ def _syntax_problem(cell: Cell, error: SyntaxError) -> str:
     return f"{place}: the cell does not parse: {error.msg}; mend it"
 
 
-# %% book/modules.md#what-a-cell-may-hold a60cba
+# %% book/modules.md#what-a-cell-may-hold a60cbabf
 def _import_problems(cell: Cell, tree: ast.Module, before: set[str]):
     for line, name in _imported(tree):
         place = cell.place(line)
@@ -137,7 +138,7 @@ def _import_problems(cell: Cell, tree: ast.Module, before: set[str]):
             )
 
 
-# %% book/modules.md#what-a-cell-may-hold d332ea
+# %% book/modules.md#what-a-cell-may-hold 651c8f40
 def _cell_problems(cell: Cell, seen: dict[str, str], before: set[str]):
     """The problems of one exported cell; `seen` maps names to places."""
     place, target = cell.place(), cell.options["tangle"]
@@ -149,13 +150,14 @@ def _cell_problems(cell: Cell, seen: dict[str, str], before: set[str]):
     if not cell.text:
         yield f"{place}: the exported cell is empty; fill or delete it"
     for line in cell.text.split("\n"):
-        if line.startswith("# %%"):
+        if line.startswith(("# %%", "# isort: split")):
             yield (
                 f"{place}: the line '{line}' would be taken for a "
                 "marker; indent or reword it"
             )
     try:
         tree = ast.parse(cell.text)
+        compile(cell.text, str(target), "exec", dont_inherit=True)
     except SyntaxError as error:
         yield _syntax_problem(cell, error)
         return
@@ -171,7 +173,7 @@ def _cell_problems(cell: Cell, seen: dict[str, str], before: set[str]):
             seen[name] = here
 
 
-# %% book/modules.md#what-a-cell-may-hold 34e116
+# %% book/modules.md#what-a-cell-may-hold 34e116f9
 def find_problems(book: Book) -> list[str]:
     """What is wrong with the cells of `book`, one located line each."""
     problems = [
@@ -195,7 +197,7 @@ def find_problems(book: Book) -> list[str]:
     return problems
 
 
-# %% book/modules.md#a-module-byte-by-byte 7f26e8
+# %% book/modules.md#a-module-byte-by-byte 7f26e8b2
 def _public_names(cells: list[Cell]) -> list[str]:
     """What `__all__` lists; nothing if a cell sets `__all__` itself."""
     names = {
@@ -209,7 +211,7 @@ def _public_names(cells: list[Cell]) -> list[str]:
     return sorted(name for name in names if not name.startswith("_"))
 
 
-# %% book/modules.md#a-module-byte-by-byte eee5a3
+# %% book/modules.md#a-module-byte-by-byte 09b5c542
 def _header(book: Book, name: str, cells: list[Cell]) -> str:
     stem = name.removesuffix(".py")
     pages = {page.path: page for page in book.chapters}
@@ -218,36 +220,37 @@ def _header(book: Book, name: str, cells: list[Cell]) -> str:
     address = f"{base_url(book.root)}/{page.path[:-3]}.html"
     text = f"{page.title}\n\n{summary}\n\nThe page: {address}\n"
     text = text.replace("\\", "\\\\").replace('"""', '\\"\\"\\"')
+    text = re.sub('^"', '\\\\"', re.sub("(?m)^# %%", "\\\\x23 %%", text))
     public = "".join(f'    "{each}",\n' for each in _public_names(cells))
     exports = f"\n\n__all__ = [\n{public}]\n" if public else ""
     return (
         f'"""{text}"""\n\n'
-        f"# Tangled from {page.path} (000000): change it there and run\n"
+        f"# Tangled from {page.path} (00000000): change it there and run\n"
         "# `make tangle`, or change it here and run `make sync`." + exports
     )
 
 
-# %% book/modules.md#a-module-byte-by-byte cf60ff
+# %% book/modules.md#a-module-byte-by-byte 17ae20ce
 SPLIT = "# isort: split\n"
 
 
-_SEAL = re.compile(r"\.md \([0-9a-f]{6}\):")
+SEAL = re.compile(r"\.md \([0-9a-f]{8}\):")
 
 
 def seal(text: str) -> str:
     """The module `text` with the digest of its header and markers."""
     header = re.split(r"\n+(?:# %% |__all__ = )", text, maxsplit=1)[0]
-    header = _SEAL.sub(".md (000000):", header, count=1)
+    header = SEAL.sub(".md (00000000):", header, count=1)
     markers = re.findall(r"^# %%.*$", text, re.M)
     skeleton = digest("\n".join([header.strip(), *markers]))
-    return _SEAL.sub(f".md ({skeleton}):", text, count=1)
+    return SEAL.sub(f".md ({skeleton}):", text, count=1)
 
 
 def _is_import(statement: ast.stmt) -> bool:
     return isinstance(statement, (ast.Import, ast.ImportFrom))
 
 
-# %% book/modules.md#a-module-byte-by-byte 4ad38c
+# %% book/modules.md#a-module-byte-by-byte 4ad38c94
 def tangle_module(book: Book, name: str) -> str:
     """The text of the module `name`, for example `attention.py`."""
     cells = book.modules[name]
@@ -261,7 +264,7 @@ def tangle_module(book: Book, name: str) -> str:
     return seal(text)
 
 
-# %% book/modules.md#a-module-byte-by-byte 8443f1
+# %% book/modules.md#a-module-byte-by-byte 8443f10a
 def load_book(root: Path) -> Book:
     """The book at `root`. Raises TangleError with all its problems."""
     book = Book(root, tuple(read_book(root)))

@@ -6,7 +6,7 @@ addresses where readers can start it.
 The page: https://bertbook.github.io/bertbook/book/notebooks.html
 """
 
-# Tangled from book/notebooks.md (fd2849): change it there and run
+# Tangled from book/notebooks.md (b00c6329): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -18,7 +18,7 @@ __all__ = [
 ]
 
 
-# %% book/notebooks.md#where-it-starts 91ef45
+# %% book/notebooks.md#where-it-starts 91ef456c
 import re
 from copy import deepcopy
 from pathlib import Path
@@ -41,7 +41,7 @@ def launch_addresses(repository: str, file: str) -> tuple[str, str]:
     )
 
 
-# %% book/notebooks.md#from-myst-to-plain-markdown ff8b5f
+# %% book/notebooks.md#from-myst-to-plain-markdown ff8b5f4d
 INSTALL = """\
 try:
     import bertbook
@@ -80,7 +80,7 @@ def _role(match, titles: dict[str, str], site: str, glued: dict) -> str:
     return text
 
 
-# %% book/notebooks.md#from-myst-to-plain-markdown 406cc4
+# %% book/notebooks.md#from-myst-to-plain-markdown 406cc4c7
 def _directive(match, convert) -> str:
     name = re.match(r"\{([\w:-]+)\}\s*(.*)", match[2])
     if name is None:  # a block of code
@@ -134,7 +134,7 @@ def plain_markdown(
     return convert(text)
 
 
-# %% book/notebooks.md#a-notebook-that-stands-alone fb2778
+# %% book/notebooks.md#a-notebook-that-stands-alone fb277846
 def _glued(notebook) -> dict[str, str]:
     """The text of every value that the chapter glues."""
     values = {}
@@ -147,7 +147,7 @@ def _glued(notebook) -> dict[str, str]:
     return values
 
 
-# %% book/notebooks.md#a-notebook-that-stands-alone 482822
+# %% book/notebooks.md#a-notebook-that-stands-alone 482822f3
 def publishable(
     chapter: Chapter,
     notebook,
@@ -192,7 +192,7 @@ def publishable(
     return page
 
 
-# %% book/notebooks.md#a-notebook-that-stands-alone 2b2814
+# %% book/notebooks.md#a-notebook-that-stands-alone 2b2814b6
 def publish(
     book: Book, notebooks: dict, folder: Path, repository: str
 ) -> None:

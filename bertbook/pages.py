@@ -7,7 +7,7 @@ work.
 The page: https://bertbook.github.io/bertbook/book/pages.html
 """
 
-# Tangled from book/pages.md (832e31): change it there and run
+# Tangled from book/pages.md (c7626728): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 
-# %% book/pages.md#a-caption-over-each-exported-cell 068c13
+# %% book/pages.md#a-caption-over-each-exported-cell 068c13d6
 import re
 from functools import partial
 from pathlib import Path
@@ -71,7 +71,7 @@ def _labels(metadata: dict) -> list[str]:
     return re.findall(r"[^,\s]+", str(metadata.get("implements", "")))
 
 
-# %% book/pages.md#a-caption-over-each-exported-cell 94e6ac
+# %% book/pages.md#a-caption-over-each-exported-cell 94e6ac7a
 def _caption(cell, names: dict[str, str], docname: str):
     """The line over an exported cell, and the names that it defines."""
     from docutils import nodes
@@ -102,7 +102,7 @@ def _caption(cell, names: dict[str, str], docname: str):
     return line, own
 
 
-# %% book/pages.md#a-caption-over-each-exported-cell 8df14a
+# %% book/pages.md#a-caption-over-each-exported-cell 8df14a23
 def _is_cell(node) -> bool:
     return (
         node.get("nb_element") == "cell_code"
@@ -123,7 +123,7 @@ def _link_prose(doctree, names: dict, modules: set, docname: str) -> None:
             literal.replace_self(link)
 
 
-# %% book/pages.md#a-caption-over-each-exported-cell 5c05b9
+# %% book/pages.md#a-caption-over-each-exported-cell 5c05b970
 def annotate(app, doctree) -> None:
     """Event doctree-read: captions, anchors and links in prose."""
     book, names = app.bertbook.book, app.bertbook.names
@@ -147,7 +147,7 @@ def annotate(app, doctree) -> None:
     _link_prose(doctree, names, modules, docname)
 
 
-# %% book/pages.md#equations-and-their-code d96f4b
+# %% book/pages.md#equations-and-their-code d96f4be4
 def purge(app, env, docname) -> None:
     """Event env-purge-doc: forget what a page said."""
     env.bertbook_implements.pop(docname, None)
@@ -176,7 +176,7 @@ def check_equations(app, env) -> list[str]:
     return sorted(pages)
 
 
-# %% book/pages.md#equations-and-their-code 3994d6
+# %% book/pages.md#equations-and-their-code 3994d670
 def name_implementers(app, doctree, docname) -> None:
     """Event doctree-resolved: say below an equation what implements it."""
     from docutils import nodes
@@ -199,7 +199,7 @@ def name_implementers(app, doctree, docname) -> None:
             block.parent.insert(block.parent.index(block) + 1, line)
 
 
-# %% book/pages.md#the-api-page 80a478
+# %% book/pages.md#the-api-page 80a4784f
 API = "book/api"
 _SECTION = """
 
@@ -223,7 +223,7 @@ def write_api(app, docname, source) -> None:
                 source[0] += _SECTION.format(module=module)
 
 
-# %% book/pages.md#the-api-page 746724
+# %% book/pages.md#the-api-page 7467241e
 def list_uses(app, doctree, docname) -> None:
     """Event doctree-resolved: the uses of a name as a list to unfold."""
     from docutils import nodes
@@ -244,7 +244,7 @@ def list_uses(app, doctree, docname) -> None:
         details += nodes.bullet_list("", *items)
 
 
-# %% book/pages.md#buttons bbf114
+# %% book/pages.md#buttons bbf1146e
 def add_buttons(app, pagename, templatename, context, doctree) -> None:
     """Event html-page-context: launch and download the real notebook."""
     buttons = context.get("header_buttons")
@@ -290,7 +290,7 @@ def add_buttons(app, pagename, templatename, context, doctree) -> None:
         )
 
 
-# %% book/pages.md#all-events d47207
+# %% book/pages.md#all-events d472079e
 def _refuse_to_execute(*arguments, **options):
     from sphinx.errors import ExtensionError
 
@@ -315,7 +315,7 @@ def finish_page(app, pagename, templatename, context, doctree) -> None:
         )
 
 
-# %% book/pages.md#all-events 7c89cb
+# %% book/pages.md#all-events 7c89cb8d
 def _mend_links(app, doctree) -> None:
     """Event doctree-read, after sphinx-codeautolink."""
     found = app.env.sphinx_codeautolink_transforms.get(app.env.docname, [])
@@ -354,7 +354,7 @@ def _prepare(app) -> None:
     app.bertbook.linker = linker
 
 
-# %% book/pages.md#all-events 6ab113
+# %% book/pages.md#all-events 6ab11388
 def setup(app) -> dict:
     """What Sphinx calls to load the extension."""
     app.setup_extension("sphinx.ext.viewcode")

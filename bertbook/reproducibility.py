@@ -7,7 +7,7 @@ budget that scales what a page trains.
 The page: https://bertbook.github.io/bertbook/book/reproducibility.html
 """
 
-# Tangled from book/reproducibility.md (0c120c): change it there and run
+# Tangled from book/reproducibility.md (63d02665): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -20,7 +20,7 @@ __all__ = [
 ]
 
 
-# %% book/reproducibility.md#a-write-that-happens-or-does-not 8838e6
+# %% book/reproducibility.md#a-write-that-happens-or-does-not 8838e693
 import os
 import tempfile
 from pathlib import Path
@@ -48,12 +48,12 @@ def write_atomically(path: str | Path, data: str | bytes) -> None:
         raise
 
 
-# %% book/reproducibility.md#a-record-of-a-run 431ec2
+# %% book/reproducibility.md#a-record-of-a-run 431ec287
 import platform
 from importlib import metadata
 
 
-# %% book/reproducibility.md#a-record-of-a-run 453a91
+# %% book/reproducibility.md#a-record-of-a-run 453a9115
 def describe_machine() -> dict:
     """Processor, cores and versions: what a measured number depends on."""
     processor = platform.processor() or platform.machine()
@@ -82,7 +82,7 @@ def describe_machine() -> dict:
     }
 
 
-# %% book/reproducibility.md#a-record-of-a-run 451d06
+# %% book/reproducibility.md#a-record-of-a-run 451d06b6
 import json
 import shlex
 import subprocess
@@ -107,7 +107,7 @@ def _current_commit(folder: Path) -> str:
     return done.stdout.strip() or "unknown"
 
 
-# %% book/reproducibility.md#a-record-of-a-run 876038
+# %% book/reproducibility.md#a-record-of-a-run 8760384f
 def _command() -> str:
     script = Path(sys.argv[0])
     if script.is_absolute() and script.is_relative_to(Path.cwd()):
@@ -132,7 +132,7 @@ def record_run(path: str | Path, metrics: dict) -> dict:
     return record
 
 
-# %% book/reproducibility.md#a-record-of-a-run d71964
+# %% book/reproducibility.md#a-record-of-a-run d7196422
 def read_run(path: str | Path) -> dict:
     """The record that `record_run` wrote to `path`.
 
@@ -155,7 +155,7 @@ def read_run(path: str | Path) -> dict:
     return record
 
 
-# %% book/reproducibility.md#a-budget 72c4c6
+# %% book/reproducibility.md#a-budget 72c4c633
 def budget() -> str:
     """`"book"` or `"smoke"`: how much a chapter may compute.
 
@@ -171,7 +171,7 @@ def budget() -> str:
     return value
 
 
-# %% book/reproducibility.md#a-budget 6b207c
+# %% book/reproducibility.md#a-budget 6b207c53
 def kept(name: str) -> Path:
     """The path under which the artifact `name` is kept between runs.
 

@@ -6,7 +6,7 @@ package back into the chapters, and refuses to guess when both have changed.
 The page: https://bertbook.github.io/bertbook/book/tangle.html
 """
 
-# Tangled from book/tangle.md (21ac07): change it there and run
+# Tangled from book/tangle.md (d99eb0ac): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 
-# %% book/tangle.md#back-again 315382
+# %% book/tangle.md#back-again 98441bfa
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,6 +43,7 @@ from bertbook.chapters import (
     strip_blank_lines,
 )
 from bertbook.modules import (
+    SEAL,
     SPLIT,
     Book,
     find_problems,
@@ -53,11 +54,11 @@ from bertbook.modules import (
 from bertbook.reproducibility import write_atomically
 
 
-# %% book/tangle.md#back-again a86e4d
-_MARKER = re.compile(r"# %% (\S+\.md)#(\S*) ([0-9a-f]{6})")
+# %% book/tangle.md#back-again 0318de52
+_MARKER = re.compile(r"# %% (\S+\.md)#(\S*) ([0-9a-f]{8})")
 
 
-# %% book/tangle.md#back-again f18960
+# %% book/tangle.md#back-again f1896086
 @dataclass(frozen=True)
 class Piece:
     """The text under one marker of a module."""
@@ -74,7 +75,7 @@ class Piece:
         return digest(self.text) != self.base
 
 
-# %% book/tangle.md#back-again bad87a
+# %% book/tangle.md#back-again 0a1366fc
 def read_pieces(path: str, text: str) -> list[Piece]:
     """The pieces of a module, if its header and markers are intact."""
     pieces = []
@@ -95,7 +96,7 @@ def read_pieces(path: str, text: str) -> list[Piece]:
         pieces.append(
             Piece(*marker.groups(), line + blank, strip_blank_lines(body))
         )
-    if seal(text) != text:
+    if seal(text) != text or not SEAL.search(text.split("\n# %% ")[0]):
         raise TangleError(
             f"{path}:1: its header or its markers were "
             "edited; undo that and change the chapter, or "
@@ -104,7 +105,7 @@ def read_pieces(path: str, text: str) -> list[Piece]:
     return pieces
 
 
-# %% book/tangle.md#back-again c4d3ca
+# %% book/tangle.md#back-again a4e8e3d2
 def fold_back(
     path: str, cells: list[Cell], pieces: list[Piece]
 ) -> list[tuple[Cell, Piece]]:
@@ -112,6 +113,8 @@ def fold_back(
 
     Raises TangleError that names both places of every conflict.
     """
+    if [piece.text for piece in pieces] == [cell.text for cell in cells]:
+        return []
     current = {digest(cell.text): cell for cell in cells}
     bases = {piece.base for piece in pieces}
     edits, problems = [], []
@@ -121,7 +124,7 @@ def fold_back(
         if piece.base in current:
             edits.append((current[piece.base], piece))
             continue
-        if digest(piece.text) in current:
+        if digest(piece.text) in current.keys() - bases:
             continue
         changed = [
             cell.line
@@ -140,7 +143,7 @@ def fold_back(
     return edits
 
 
-# %% book/tangle.md#back-again 60a9fc
+# %% book/tangle.md#back-again 60a9fc8e
 def replace_cell(lines: list[str], cell: Cell, text: str) -> None:
     """Put `text` in the place of `cell`'s code in the `lines`."""
     start, close = cell.fence
@@ -169,10 +172,10 @@ def apply_edits(book: Book, edits: list[tuple[Cell, Piece]]) -> Book:
     return replace(book, chapters=tuple(chapters))
 
 
-# %% book/tangle.md#the-commands befeed
+# %% book/tangle.md#the-commands ec8a6de6
 def _read_module(root: Path, name: str) -> str | None:
     path = f"bertbook/{name}"
-    return read_source(root, path) if (root / path).exists() else None
+    return read_source(root, path) if (root / path).is_file() else None
 
 
 def _orphans(book: Book) -> list[str]:
@@ -185,7 +188,7 @@ def _orphans(book: Book) -> list[str]:
     ]
 
 
-# %% book/tangle.md#the-commands 0bb31b
+# %% book/tangle.md#the-commands 0bb31b49
 def sync(root: Path, fold: bool = True) -> dict[str, str]:
     """What to write, path to text, so that chapters and package agree.
 
@@ -225,7 +228,7 @@ def sync(root: Path, fold: bool = True) -> dict[str, str]:
     }
 
 
-# %% book/tangle.md#the-commands 11996a
+# %% book/tangle.md#the-commands 11996aa3
 def write_files(root: Path, files: dict[str, str]) -> None:
     """Write `files` one by one, each whole, with the old line ends."""
     for path, text in files.items():
@@ -254,18 +257,19 @@ def check(root: Path) -> list[str]:
     return problems
 
 
-# %% book/tangle.md#the-commands 84f11b
+# %% book/tangle.md#the-commands 7377c43e
 def where(root: Path, place: str) -> tuple[str, str]:
     """(`book/x.md:131`, address of the section) of `bertbook/x.py:57`."""
     file, _, number = place.rpartition(":")
     name = Path(file).name
     book = Book(root, tuple(read_book(root)))
-    if name not in book.modules or not number.isdigit():
+    text = _read_module(root, name)
+    if name not in book.modules or not text or not number.isdecimal():
         raise TangleError(
             f"{place}: is no line of the package; give one "
             "like bertbook/tangle.py:57"
         )
-    pieces = read_pieces(file, _read_module(root, name))
+    pieces = read_pieces(file, text)
     cells = {digest(cell.text): cell for cell in book.modules[name]}
     found = [piece for piece in pieces if piece.line <= int(number)]
     piece = found[-1] if found else pieces[0]
@@ -280,7 +284,7 @@ def where(root: Path, place: str) -> tuple[str, str]:
     return f"{cell.chapter}:{line}", f"{address}#{cell.section}"
 
 
-# %% book/tangle.md#the-commands 842466
+# %% book/tangle.md#the-commands 8424663b
 def find_root(start: Path) -> Path:
     """The nearest folder at or above `start` that holds `_toc.yml`."""
     for folder in (start, *start.parents):
@@ -304,7 +308,7 @@ def show_differences(root: Path, files: dict[str, str]) -> None:
         print("".join(lines), end="")
 
 
-# %% book/tangle.md#the-commands 9e4278
+# %% book/tangle.md#the-commands 6270f09e
 def main(arguments: list[str] | None = None) -> int:
     """The command `python -m bertbook.tangle`; returns its exit status."""
     import argparse
@@ -330,7 +334,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         root = find_root(Path.cwd())
         done = run_command(root, options)
-    except TangleError as error:
+    except (TangleError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     print(done)
@@ -339,7 +343,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-# %% book/tangle.md#the-commands 89ec14
+# %% book/tangle.md#the-commands 89ec14a8
 def run_command(root: Path, options) -> str:
     """Do what the parsed `options` ask; returns a line on what was done."""
     if options.where:

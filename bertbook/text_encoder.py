@@ -6,7 +6,7 @@ engine, by computing the pieces of each word only once.
 The page: https://bertbook.github.io/bertbook/book/text_encoder.html
 """
 
-# Tangled from book/text_encoder.md (a2ea7a): change it there and run
+# Tangled from book/text_encoder.md (faaa3c2b): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -15,7 +15,7 @@ __all__ = [
 ]
 
 
-# %% book/text_encoder.md#parts-that-may-be-cached d8a117
+# %% book/text_encoder.md#parts-that-may-be-cached d8a1177a
 import re
 from itertools import accumulate, chain
 from operator import itemgetter
@@ -34,7 +34,7 @@ def _part_pattern(chinese):
     return re.compile(f" ?(?:{word}|[{alone}])|[ \t\n\r]")
 
 
-# %% book/text_encoder.md#the-cache 28e89f
+# %% book/text_encoder.md#the-cache 28e89f9c
 _LONGEST_KEY = 64
 
 
@@ -54,7 +54,7 @@ class _Cache(dict):
         return _Cache, (self.compute, self.limit)
 
 
-# %% book/text_encoder.md#the-cache 15b6be
+# %% book/text_encoder.md#the-cache 15b6be14
 def _words_of(part, basic):
     word = part.lstrip(" ")
     if word.isascii() and word.isalnum():
@@ -63,7 +63,7 @@ def _words_of(part, basic):
     return basic.words(part)
 
 
-# %% book/text_encoder.md#the-cache 52d2e9
+# %% book/text_encoder.md#the-cache 52d2e92d
 def _pieces_of(part, basic, wordpiece):
     """Piece, start, end and word number of each piece of `part`."""
     pieces, prefix = [], len(wordpiece.continuing_subword_prefix)
@@ -80,7 +80,7 @@ def _pieces_of(part, basic, wordpiece):
     return pieces
 
 
-# %% book/text_encoder.md#the-encoder f23be7
+# %% book/text_encoder.md#the-encoder f23be73b
 class TextEncoder:
     """From text to columns of ids, offsets and word numbers.
 
@@ -128,7 +128,7 @@ class TextEncoder:
         return [_encode(self, text, offsets, words) for text in texts]
 
 
-# %% book/text_encoder.md#the-encoder 4852b0
+# %% book/text_encoder.md#the-encoder 4852b005
 def _encode(encoder, text, offsets, words):
     ids, spans, numbers, start, count = [], [], [], 0, 0
     for position, segment in enumerate(encoder.basic.segments(text)):
@@ -164,7 +164,7 @@ def _encode(encoder, text, offsets, words):
     return columns
 
 
-# %% book/text_encoder.md#the-engine-when-you-want-it bc1972
+# %% book/text_encoder.md#the-engine-when-you-want-it bc197294
 class EngineEncoder:
     """`TextEncoder` on an engine of the `tokenizers` library."""
 

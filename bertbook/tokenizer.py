@@ -6,7 +6,7 @@ back into text, with the names and results of the transformers library.
 The page: https://bertbook.github.io/bertbook/book/tokenizer.html
 """
 
-# Tangled from book/tokenizer.md (c87d83): change it there and run
+# Tangled from book/tokenizer.md (8b1617ef): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -15,7 +15,7 @@ __all__ = [
 ]
 
 
-# %% book/tokenizer.md#berttokenizer 0a034f
+# %% book/tokenizer.md#berttokenizer 0a034f3a
 from dataclasses import dataclass
 
 from bertbook.decoding import Decoder, TextEncoding, to_tensors
@@ -32,7 +32,7 @@ class _Call:
     rules: RowRules
 
 
-# %% book/tokenizer.md#berttokenizer b0050f
+# %% book/tokenizer.md#berttokenizer b0050f5e
 def _columns_of(encoder, texts, split, offsets, words):
     if not split:
         return encoder.encode_batch(texts, offsets, words)
@@ -51,7 +51,7 @@ def _columns_of(encoder, texts, split, offsets, words):
     return batch
 
 
-# %% book/tokenizer.md#berttokenizer 6fbeb4
+# %% book/tokenizer.md#berttokenizer 6fbeb46b
 def _rows_of(tokenizer, call, offsets=False, words=False):
     how = call.split, offsets, words
     firsts, seconds = (
@@ -66,7 +66,7 @@ def _rows_of(tokenizer, call, offsets=False, words=False):
     )
 
 
-# %% book/tokenizer.md#berttokenizer 10de72
+# %% book/tokenizer.md#berttokenizer 10de72b8
 def _detailed_rows(tokenizer, call):
     rows, _ = _rows_of(tokenizer, call, offsets=True, words=True)
     for row in rows:
@@ -74,7 +74,7 @@ def _detailed_rows(tokenizer, call):
     return rows
 
 
-# %% book/tokenizer.md#berttokenizer 7f0317
+# %% book/tokenizer.md#berttokenizer 7f0317f7
 _COLUMNS = {
     "input_ids": "ids",
     "token_type_ids": "types",
@@ -103,7 +103,7 @@ def _answer(tokenizer, call, wanted, batched, tensors):
     return TextEncoding(columns, lambda: _detailed_rows(tokenizer, call))
 
 
-# %% book/tokenizer.md#berttokenizer ad7da7
+# %% book/tokenizer.md#berttokenizer ad7da71a
 def _rules(settings, padding, truncation, side, length, *rest):
     if truncation is None and not padding and length is not None:
         truncation = True
@@ -113,7 +113,7 @@ def _rules(settings, padding, truncation, side, length, *rest):
     return RowRules(padding, truncation, length, *rest, *sides)
 
 
-# %% book/tokenizer.md#berttokenizer a2b747
+# %% book/tokenizer.md#berttokenizer a2b7471c
 class CallableTokenizer(Decoder):
     """A `Decoder` that also encodes. Its `encoder` makes the columns."""
 
@@ -163,7 +163,7 @@ class CallableTokenizer(Decoder):
         return _answer(self, call, wanted, batched, return_tensors)
 
 
-# %% book/tokenizer.md#berttokenizer 8ecb24
+# %% book/tokenizer.md#berttokenizer 8ecb249d
 import copy
 from functools import cached_property
 from pathlib import Path
@@ -194,7 +194,7 @@ def _text_encoder(vocab, settings):
     return TextEncoder(basic, wordpiece)
 
 
-# %% book/tokenizer.md#berttokenizer 8d2d57
+# %% book/tokenizer.md#berttokenizer 8d2d5702
 class BertTokenizer(CallableTokenizer):
     """BERT's tokenizer (Devlin et al. 2019), equal to `transformers`'.
 
@@ -246,7 +246,7 @@ class BertTokenizer(CallableTokenizer):
         return self(text, text_pair, **options)["input_ids"]
 
 
-# %% book/tokenizer.md#berttokenizer c931c9
+# %% book/tokenizer.md#berttokenizer c931c99a
 from dataclasses import asdict, replace
 
 from bertbook.reproducibility import write_atomically
@@ -270,7 +270,7 @@ def _save(tokenizer, folder):
     return str(lines), str(form), str(config)
 
 
-# %% book/tokenizer.md#berttokenizer dca4c3
+# %% book/tokenizer.md#berttokenizer dca4c3f4
 def _load(cls, name, options):
     folder = _folder_of(name)
     form, lines = folder / "tokenizer.json", folder / "vocab.txt"
@@ -292,7 +292,7 @@ def _load(cls, name, options):
     return cls(vocab, **asdict(settings))
 
 
-# %% book/tokenizer.md#berttokenizer 587a7a
+# %% book/tokenizer.md#berttokenizer 587a7a78
 import json
 from importlib.util import find_spec
 
@@ -306,7 +306,7 @@ def _rows_in(folder):
     return json.loads(config.read_text("utf-8")).get("vocab_size")
 
 
-# %% book/tokenizer.md#berttokenizer 18dafd
+# %% book/tokenizer.md#berttokenizer 18dafd6b
 def _folder_of(name):
     if Path(name).is_dir():
         return Path(name)
@@ -326,7 +326,7 @@ def _folder_of(name):
     return _hub_folder(str(name))
 
 
-# %% book/tokenizer.md#berttokenizer 1b5c33
+# %% book/tokenizer.md#berttokenizer 1b5c33da
 from bertbook.corpora import hub_answers
 
 

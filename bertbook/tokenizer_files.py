@@ -6,7 +6,7 @@ refuses a damaged file with a sentence that names the file and the line.
 The page: https://bertbook.github.io/bertbook/book/tokenizer_files.html
 """
 
-# Tangled from book/tokenizer_files.md (eb99c6): change it there and run
+# Tangled from book/tokenizer_files.md (a0a6c002): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 
-# %% book/tokenizer_files.md#the-line-is-the-id b4690e
+# %% book/tokenizer_files.md#the-line-is-the-id b4690e10
 import re
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def _piece_of_line(line, where):
     return line
 
 
-# %% book/tokenizer_files.md#the-line-is-the-id e5bb66
+# %% book/tokenizer_files.md#the-line-is-the-id e5bb6616
 def read_vocab(path: str | Path) -> dict[str, int]:
     """The pieces of a `vocab.txt` and their ids, which are line numbers.
 
@@ -70,7 +70,7 @@ def read_vocab(path: str | Path) -> dict[str, int]:
     return vocab
 
 
-# %% book/tokenizer_files.md#the-line-is-the-id 4aa46b
+# %% book/tokenizer_files.md#the-line-is-the-id 4aa46b30
 def check_vocab(
     vocab: dict[str, int],
     special_tokens: tuple[str, ...] = SPECIAL_TOKENS,
@@ -98,7 +98,7 @@ def check_vocab(
         )
 
 
-# %% book/tokenizer_files.md#the-line-is-the-id 5c7edc
+# %% book/tokenizer_files.md#the-line-is-the-id 5c7edca8
 def _line_of(piece, path):
     """The line of `path` that holds `piece`, in quotes or alone."""
     if not Path(path).is_file():
@@ -111,7 +111,7 @@ def _line_of(piece, path):
     return 0
 
 
-# %% book/tokenizer_files.md#the-line-is-the-id 0fda25
+# %% book/tokenizer_files.md#the-line-is-the-id 0fda257f
 import json
 
 from bertbook.reproducibility import write_atomically
@@ -130,7 +130,7 @@ def pieces_in_order(vocab: dict[str, int]) -> list[str]:
     return ordered
 
 
-# %% book/tokenizer_files.md#the-line-is-the-id 52c88e
+# %% book/tokenizer_files.md#the-line-is-the-id 52c88e63
 def write_vocab(vocab: dict[str, int], path: str | Path) -> None:
     """Writes `vocab` as a `vocab.txt`, all of it or nothing."""
     lines = enumerate(pieces_in_order(vocab), 1)
@@ -138,7 +138,7 @@ def write_vocab(vocab: dict[str, int], path: str | Path) -> None:
     write_atomically(path, "\n".join(checked) + "\n")
 
 
-# %% book/tokenizer_files.md#the-rules-belong-to-the-file d52cbe
+# %% book/tokenizer_files.md#the-rules-belong-to-the-file d52cbead
 from dataclasses import asdict, dataclass, fields
 
 
@@ -173,7 +173,7 @@ class TokenizerSettings:
         )
 
 
-# %% book/tokenizer_files.md#the-rules-belong-to-the-file 2ef744
+# %% book/tokenizer_files.md#the-rules-belong-to-the-file 2ef74460
 def read_config(path: str | Path) -> TokenizerSettings:
     """The settings in a `tokenizer_config.json`, ours or `transformers`'s.
 
@@ -193,7 +193,7 @@ def read_config(path: str | Path) -> TokenizerSettings:
     return TokenizerSettings(**found)
 
 
-# %% book/tokenizer_files.md#the-rules-belong-to-the-file 60af4b
+# %% book/tokenizer_files.md#the-rules-belong-to-the-file 60af4b46
 def write_config(settings: TokenizerSettings, path: str | Path) -> None:
     """Writes `settings` as a `tokenizer_config.json`."""
     config = asdict(settings) | {"tokenizer_class": "BertTokenizer"}
@@ -203,7 +203,7 @@ def write_config(settings: TokenizerSettings, path: str | Path) -> None:
     write_atomically(path, json.dumps(config, indent=2) + "\n")
 
 
-# %% book/tokenizer_files.md#tokenizer-json 50956f
+# %% book/tokenizer_files.md#tokenizer-json 50956fb8
 def _added_token(token, token_id):
     flags = dict.fromkeys(
         ("single_word", "lstrip", "rstrip", "normalized"), False
@@ -211,7 +211,7 @@ def _added_token(token, token_id):
     return {"id": token_id, "content": token, **flags, "special": True}
 
 
-# %% book/tokenizer_files.md#tokenizer-json cc3b14
+# %% book/tokenizer_files.md#tokenizer-json cc3b1419
 def _template(settings, vocab):
     def special(token, segment):
         return {"SpecialToken": {"id": token, "type_id": segment}}
@@ -234,7 +234,7 @@ def _template(settings, vocab):
     }
 
 
-# %% book/tokenizer_files.md#tokenizer-json c037bc
+# %% book/tokenizer_files.md#tokenizer-json c037bc19
 def tokenizer_json(
     vocab: dict[str, int], settings: TokenizerSettings
 ) -> str:
@@ -268,7 +268,7 @@ def tokenizer_json(
     return json.dumps(form, indent=2, ensure_ascii=False) + "\n"
 
 
-# %% book/tokenizer_files.md#tokenizer-json 830910
+# %% book/tokenizer_files.md#tokenizer-json 83091006
 _STAGES = {
     "model": "WordPiece",
     "normalizer": "BertNormalizer",
@@ -301,7 +301,7 @@ def read_tokenizer_json(
     return form["model"]["vocab"], _settings_of(form, settings, path)
 
 
-# %% book/tokenizer_files.md#tokenizer-json b146a5
+# %% book/tokenizer_files.md#tokenizer-json b146a56a
 from dataclasses import replace
 
 

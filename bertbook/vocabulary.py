@@ -8,7 +8,7 @@ whatever order they come.
 The page: https://bertbook.github.io/bertbook/book/vocabulary.html
 """
 
-# Tangled from book/vocabulary.md (cd40f8): change it there and run
+# Tangled from book/vocabulary.md (f3deb71c): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 
-# %% book/vocabulary.md#counting-words d8f7f6
+# %% book/vocabulary.md#counting-words d8f7f602
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -39,7 +39,7 @@ _OTHER = re.compile(r"[^ -~\t\n\r]")
 _STRETCH = re.compile(r"[^ \t\n\r]*[^ -~\t\n\r][^ \t\n\r]*")
 
 
-# %% book/vocabulary.md#counting-words d2c578
+# %% book/vocabulary.md#counting-words d2c5786f
 def count_words(
     texts: Iterable[str], *, do_lower_case: bool = True
 ) -> Counter[str]:
@@ -65,7 +65,7 @@ def count_words(
     return plain
 
 
-# %% book/vocabulary.md#where-the-second-score-comes-from b88cc0
+# %% book/vocabulary.md#where-the-second-score-comes-from b88cc055
 import math
 
 
@@ -77,7 +77,7 @@ def _likelihood(pair: int, left: int, right: int, total: int) -> float:
     return pair / (left * right)
 
 
-# %% book/vocabulary.md#where-the-second-score-comes-from e4debf
+# %% book/vocabulary.md#where-the-second-score-comes-from e4debf97
 def _gain(pair: int, left: int, right: int, total: int) -> float:
     return pair * (math.log(pair * total / (left * right)) - 1)
 
@@ -86,7 +86,7 @@ def _gain(pair: int, left: int, right: int, total: int) -> float:
 SCORES = {"frequency": _frequency, "likelihood": _likelihood, "gain": _gain}
 
 
-# %% book/vocabulary.md#the-loop-that-counts-again 5bcca2
+# %% book/vocabulary.md#the-loop-that-counts-again 5bcca20c
 from collections.abc import Mapping
 
 
@@ -113,7 +113,7 @@ def find_alphabet(
     return kept + ["##" + c for c in kept if c in inside]
 
 
-# %% book/vocabulary.md#the-loop-that-remembers 8b0b2b
+# %% book/vocabulary.md#the-loop-that-remembers 8b0b2b02
 from collections import defaultdict
 from itertools import pairwise
 
@@ -131,7 +131,7 @@ def _replace(word: list[int], pair: _Pair, new: int) -> list[int]:
     return result
 
 
-# %% book/vocabulary.md#the-loop-that-remembers 3a5366
+# %% book/vocabulary.md#the-loop-that-remembers 3a536691
 class PairTable:
     """Counts of pieces and of neighbouring pairs, exact after each merge.
 
@@ -166,7 +166,7 @@ class PairTable:
             known.add(pair) if frequent else known.discard(pair)
 
 
-# %% book/vocabulary.md#the-loop-that-remembers 7a2f03
+# %% book/vocabulary.md#the-loop-that-remembers 7a2f03d2
 def merge_pair(table: PairTable, pair: _Pair, new: int) -> None:
     """Put the piece `new` where `pair` stands, from left to right."""
     changes, merged = defaultdict(int), 0
@@ -188,7 +188,7 @@ def merge_pair(table: PairTable, pair: _Pair, new: int) -> None:
     table.total -= merged
 
 
-# %% book/vocabulary.md#the-loop-that-remembers 4c3841
+# %% book/vocabulary.md#the-loop-that-remembers 4c3841dc
 import heapq
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -204,7 +204,7 @@ class Merge(NamedTuple):
     score: float
 
 
-# %% book/vocabulary.md#the-loop-that-remembers 508b35
+# %% book/vocabulary.md#the-loop-that-remembers 508b3536
 class _BestFirst:
     """Pairs of a table, the best by `score` first, while counts change."""
 
@@ -239,7 +239,7 @@ class _BestFirst:
         return None
 
 
-# %% book/vocabulary.md#the-loop-that-remembers b941fb
+# %% book/vocabulary.md#the-loop-that-remembers b941fb1a
 def _spell(word_counts, place):
     words, counts = [], []
     for word, count in word_counts.items():
@@ -251,7 +251,7 @@ def _spell(word_counts, place):
     return words, counts
 
 
-# %% book/vocabulary.md#the-loop-that-remembers 7be81b
+# %% book/vocabulary.md#the-loop-that-remembers 7be81bc4
 def learn_merges(
     word_counts: Mapping[str, int],
     alphabet: list[str],
@@ -284,7 +284,7 @@ def learn_merges(
             best.offer(table.pairs_with[changed])
 
 
-# %% book/vocabulary.md#the-vocabulary 523d8d
+# %% book/vocabulary.md#the-vocabulary 523d8ddc
 from tqdm import tqdm
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -315,7 +315,7 @@ def _check(words, score, min_frequency, special_tokens) -> None:
     )
 
 
-# %% book/vocabulary.md#the-vocabulary 02e33d
+# %% book/vocabulary.md#the-vocabulary 02e33df6
 def train_wordpiece(
     texts_or_word_counts: Iterable[str] | Mapping[str, int],
     vocab_size: int,
@@ -363,7 +363,7 @@ def train_wordpiece(
     return vocabulary
 
 
-# %% book/vocabulary.md#trained-once abc571
+# %% book/vocabulary.md#trained-once abc571b4
 import hashlib
 from importlib.util import find_spec
 from pathlib import Path

@@ -6,7 +6,7 @@ doing so while you write.
 The page: https://bertbook.github.io/bertbook/book/weave.html
 """
 
-# Tangled from book/weave.md (698985): change it there and run
+# Tangled from book/weave.md (a48fafcd): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 
-# %% book/weave.md#from-the-run-to-the-renderer d4a0de
+# %% book/weave.md#from-the-run-to-the-renderer d4a0de62
 import argparse
 import hashlib
 import json
@@ -58,7 +58,7 @@ def fill_cache(root: Path, notebooks: dict) -> None:
         )
 
 
-# %% book/weave.md#what-pages-are-made-from 583847
+# %% book/weave.md#what-pages-are-made-from 58384706
 SEEN = "_build/rendered.json"
 FRAME = (
     "_config.yml",
@@ -91,7 +91,7 @@ def _state(root: Path) -> dict:
     return {"inputs": _digest(root, INPUTS), "frame": _digest(root, FRAME)}
 
 
-# %% book/weave.md#rendering 96b6c3
+# %% book/weave.md#rendering 96b6c3d0
 def _run_jupyter_book(root: Path) -> list[str]:
     program = Path(sys.executable).with_name("jupyter-book")
     command = [program, "build", ".", "-n", "-W", "--keep-going", "-q"]
@@ -128,7 +128,7 @@ def render(root: Path) -> list[str]:
     return problems
 
 
-# %% book/weave.md#rendering 8bac62
+# %% book/weave.md#rendering 8bac626e
 def _repository(root: Path) -> str:
     import yaml
 
@@ -162,7 +162,7 @@ def weave(root: Path, force: bool = False, timeout: int = 600) -> list[str]:
     return []
 
 
-# %% book/weave.md#while-you-write b60fe3
+# %% book/weave.md#while-you-write b60fe3c3
 def report(root: Path, problems: list[str], began: float) -> int:
     """Print what was done or what is wrong; returns the exit status."""
     if problems:
@@ -213,7 +213,7 @@ def serve(root: Path, port: int, timeout: int = 600) -> None:
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")
 
 
-# %% book/weave.md#the-command 2218da
+# %% book/weave.md#the-command 2218da7c
 def _options(arguments: list[str] | None):
     parser = argparse.ArgumentParser(
         prog="python -m bertbook.weave",

@@ -6,7 +6,7 @@ vocabulary by the greedy longest match, in quadratic and in linear time.
 The page: https://bertbook.github.io/bertbook/book/wordpiece.html
 """
 
-# Tangled from book/wordpiece.md (4dcfa5): change it there and run
+# Tangled from book/wordpiece.md (cc71ed60): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -20,7 +20,7 @@ __all__ = [
 ]
 
 
-# %% book/wordpiece.md#which-unicode 592508
+# %% book/wordpiece.md#which-unicode 592508c3
 import re
 import unicodedata
 
@@ -47,7 +47,7 @@ _YOUNG = _characters("""
 """)
 
 
-# %% book/wordpiece.md#which-unicode dc7265
+# %% book/wordpiece.md#which-unicode dc7265e9
 _MOVED = {"\u166d": "Po", "\u1734": "Mn"}
 _MOVED |= {"\U000111c9": "Po", "\U0001171e": "Mn"}
 _UNICODE_9_MARKS = _characters(
@@ -71,7 +71,7 @@ def _combining_class(c):
     return unicodedata.combining(c)
 
 
-# %% book/wordpiece.md#which-unicode f78105
+# %% book/wordpiece.md#which-unicode f7810590
 _LOWER = dict(
     zip(
         "\u1c89\ua7cb\ua7cc\ua7ce\ua7d2\ua7d4\ua7da\ua7dc",
@@ -86,7 +86,7 @@ def _lower(c):
     return _LOWER.get(c) or c.lower()
 
 
-# %% book/wordpiece.md#which-unicode f77a6a
+# %% book/wordpiece.md#which-unicode f77a6a3c
 _CHINESE = re.compile(
     "[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002a6df"
     "\U0002a700-\U0002b81f\U0002b920-\U0002ceaf\U0002f800-\U0002fa1f]"
@@ -109,7 +109,7 @@ def is_chinese(c: str) -> bool:
     return _CHINESE.match(c) is not None
 
 
-# %% book/wordpiece.md#which-unicode 6ab842
+# %% book/wordpiece.md#which-unicode 6ab84218
 def is_punctuation(c: str) -> bool:
     """Whether `c` is a word of its own: ASCII's symbols, category P."""
     if c < "\x80":
@@ -117,7 +117,7 @@ def is_punctuation(c: str) -> bool:
     return _category(c)[0] == "P"
 
 
-# %% book/wordpiece.md#a-text-one-character-at-a-time bc6034
+# %% book/wordpiece.md#a-text-one-character-at-a-time bc603480
 _MOVING_MARKS = _UNICODE_9_MARKS | _characters(
     "1b44 1baa 1bf2-1bf3 302e-302f a953 a9c0 111c0 11235 1134d 116b6"
     " 1d15e-1d166 1d16d-1d172 1d1bb-1d1c0"  # or decompose to one
@@ -144,7 +144,7 @@ def _in_canonical_order(text):
     return pairs
 
 
-# %% book/wordpiece.md#a-text-one-character-at-a-time 824127
+# %% book/wordpiece.md#a-text-one-character-at-a-time 824127e1
 class _NormalForms(dict):
     def __init__(self, lower, strip, chinese):
         self.lower, self.strip, self.chinese = lower, strip, chinese
@@ -172,7 +172,7 @@ class _NormalForms(dict):
         return f" {c} " if alone else c
 
 
-# %% book/wordpiece.md#a-text-one-character-at-a-time 24b83b
+# %% book/wordpiece.md#a-text-one-character-at-a-time 24b83be4
 def _normalize(text, forms):
     if not (forms.strip and _ANY_MOVING_MARK.search(text)):
         parts = [forms[c] for c in text]
@@ -189,7 +189,7 @@ def _normalize(text, forms):
     return "".join(parts), places
 
 
-# %% book/wordpiece.md#a-text-one-character-at-a-time 95fb4b
+# %% book/wordpiece.md#a-text-one-character-at-a-time 95fb4b10
 from collections.abc import Iterable
 
 _WORD = re.compile("[^ ]+")
@@ -201,7 +201,7 @@ def _any_of(strings):
     return re.compile(f"({whole})") if whole else None
 
 
-# %% book/wordpiece.md#a-text-one-character-at-a-time 9b80bd
+# %% book/wordpiece.md#a-text-one-character-at-a-time 9b80bdc4
 class BasicTokenizer:
     """Cuts text into BERT's words (Devlin et al. 2019, section 3).
 
@@ -254,7 +254,7 @@ class BasicTokenizer:
         return words
 
 
-# %% book/wordpiece.md#from-words-to-pieces a1749f
+# %% book/wordpiece.md#from-words-to-pieces a1749f11
 class WordPiece:
     """Cuts a word into pieces by the greedy longest match.
 
@@ -297,7 +297,7 @@ class WordPiece:
         return pieces
 
 
-# %% book/wordpiece.md#in-linear-time dcbef8
+# %% book/wordpiece.md#in-linear-time dcbef81a
 _START, _CONTINUE = 0, 1  # the roots: begin a word, continue one
 
 
@@ -320,7 +320,7 @@ def _trie(vocab, prefix):
     return edges, piece_at
 
 
-# %% book/wordpiece.md#in-linear-time 9281f8
+# %% book/wordpiece.md#in-linear-time 9281f895
 def _failures(edges, piece_at):
     failure = [None] * len(edges)
     emitted = [()] * len(edges)
@@ -345,7 +345,7 @@ def _failures(edges, piece_at):
     return failure, emitted
 
 
-# %% book/wordpiece.md#in-linear-time b5d5d4
+# %% book/wordpiece.md#in-linear-time b5d5d431
 class LinearWordPiece(WordPiece):
     """`WordPiece` in linear time (Song et al. 2021, algorithm 1).
 

@@ -1,6 +1,7 @@
 """The tangler: round trips, conflicts, faults and bad input."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -226,6 +227,47 @@ def test_new_code_at_the_end_joins_the_last_cell(book):
     assert text == FRONT + TWO_CELLS.replace(
         "second = 2", "second = 2\n\n\nthird = 3"
     )
+
+
+def test_text_moved_between_cells_is_not_lost(tmp_path):
+    root = make_book(
+        tmp_path, toy="# T\n\n" + cell("a = 1") + cell("b = 2")
+    )
+    write_files(root, sync(root))
+    path = root / "bertbook/toy.py"
+    text = path.read_text().replace("\nb = 2", "\nc = 3")
+    path.write_text(text.replace("\na = 1", "\nb = 2"))
+    write_files(root, sync(root))
+    texts = [each.text for each in load_book(root).chapters[1].cells]
+    assert texts == ["b = 2", "c = 3"] and check(root) == []
+
+
+def test_module_of_another_make_is_refused(book):
+    path = book / "bertbook/toy.py"
+    path.write_text("precious = 42\n")
+    assert "its header or its markers" in problems(book, sync)[0]
+    assert path.read_text() == "precious = 42\n"
+
+
+@pytest.mark.parametrize(
+    "start",
+    ['# "Toy" is a toy\n\n', '# T\n\n"""Toy""" \\ `# %% x` "x"\n\n'],
+)
+def test_any_title_makes_a_docstring(tmp_path, start):
+    root = make_book(tmp_path, toy=start + cell("a = 1"))
+    write_files(root, sync(root))
+    ruff = [sys.executable, "-m", "ruff", "format", "-q"]
+    subprocess.run([*ruff, root / "bertbook"], check=True)
+    assert check(root) == []
+
+
+@pytest.mark.parametrize("name", ["_toc.yml", "_config.yml"])
+@pytest.mark.parametrize("text", ["", "a: [", "- a", "\xff", "root: 1"])
+def test_bad_settings_are_located(book, name, text):
+    (book / name).write_bytes(text.encode("latin-1"))
+    found = problems(book)
+    if (name, text) != ("_config.yml", "root: 1"):
+        assert re.match(rf"{name}:\d+: ", found[0]), found
 
 
 def test_moved_cells_keep_their_edits(book):
@@ -464,6 +506,14 @@ BAD = {
         10,
         "__future__",
     ),
+    "does not compile": (cell("await f()"), 10, "does not parse"),
+    "return": (cell("return 1"), 10, "does not parse"),
+    "split mark": (cell("# isort: split\nimport os"), 10, "for a marker"),
+    "blank in the fence": (
+        cell("a = 1").replace("```{code-cell}", "``` {code-cell}"),
+        7,
+        "a fence with a blank",
+    ),
     "in a note": (
         "````{note}\n" + cell("a = 1", fence="```") + "````\n",
         8,
@@ -569,7 +619,7 @@ def test_strays_orphans_and_missing_chapters(book):
     assert problems(book)[0].startswith("bertbook/orphan.py:1: no chapter")
     (book / "bertbook/orphan.py").unlink()
     (book / "book/toy.md").unlink()
-    assert problems(book)[0].startswith("book/toy.md:1: there is no such")
+    assert problems(book)[0].startswith("book/toy.md:1: No such file")
 
 
 def test_stale_module_is_named_with_its_line(book):
