@@ -7,7 +7,7 @@ work.
 The page: https://bertbook.github.io/bertbook/book/pages.html
 """
 
-# Tangled from book/pages.md (c7626728): change it there and run
+# Tangled from book/pages.md (3352dbfe): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -123,7 +123,7 @@ def _link_prose(doctree, names: dict, modules: set, docname: str) -> None:
             literal.replace_self(link)
 
 
-# %% book/pages.md#a-caption-over-each-exported-cell 5c05b970
+# %% book/pages.md#a-caption-over-each-exported-cell afa0430c
 def annotate(app, doctree) -> None:
     """Event doctree-read: captions, anchors and links in prose."""
     book, names = app.bertbook.book, app.bertbook.names
@@ -144,36 +144,37 @@ def annotate(app, doctree) -> None:
             for label in _labels(cell["cell_metadata"])
         ]
     app.env.bertbook_implements[docname] = implements
+    app.bertbook.touched.update(label for label, *_ in implements)
     _link_prose(doctree, names, modules, docname)
 
 
-# %% book/pages.md#equations-and-their-code d96f4be4
+# %% book/pages.md#equations-and-their-code 32f4c357
 def purge(app, env, docname) -> None:
-    """Event env-purge-doc: forget what a page said."""
-    env.bertbook_implements.pop(docname, None)
+    """Event env-purge-doc: forget what a page implemented."""
+    entries = env.bertbook_implements.pop(docname, [])
+    app.bertbook.touched.update(label for label, *_ in entries)
 
 
 def check_equations(app, env) -> list[str]:
     """Event env-updated: refuse unknown labels; the pages to write again.
 
     These are the API page, which lists the uses of each name, and the pages
-    of equations that other pages implement.
+    whose equations have other implementers than before.
     """
     from sphinx.util import logging
 
-    known, pages = env.get_domain("math").equations, {API} & env.found_docs
+    known, touched = env.get_domain("math").equations, app.bertbook.touched
     for docname, entries in env.bertbook_implements.items():
         for label, _, _, line in entries:
-            if label in known:
-                pages.add(known[label][0])
-                continue
-            logging.getLogger(__name__).warning(
-                f":implements: {label} names no equation; label one with "
-                f"'$$ ... $$ ({label})', or mend the option",
-                location=(docname, line),
-                type="bertbook",
-            )
-    return sorted(pages)
+            if label not in known:
+                logging.getLogger(__name__).warning(
+                    f":implements: {label} names no equation; label one "
+                    f"with '$$ ... $$ ({label})', or mend the option",
+                    location=(docname, line),
+                    type="bertbook",
+                )
+    pages = {known[label][0] for label in touched & known.keys()}
+    return sorted(pages | {API} & env.found_docs)
 
 
 # %% book/pages.md#equations-and-their-code 3994d670
@@ -315,7 +316,7 @@ def finish_page(app, pagename, templatename, context, doctree) -> None:
         )
 
 
-# %% book/pages.md#all-events 7c89cb8d
+# %% book/pages.md#all-events cf82a0e6
 def _mend_links(app, doctree) -> None:
     """Event doctree-read, after sphinx-codeautolink."""
     found = app.env.sphinx_codeautolink_transforms.get(app.env.docname, [])
@@ -333,6 +334,7 @@ def _prepare(app) -> None:
         names=documented(book),
         hidden=hidden_imports(book),
         linker=None,
+        touched=set(),
     )
     if not hasattr(app.env, "bertbook_implements"):
         app.env.bertbook_implements = {}

@@ -326,6 +326,19 @@ def test_two_builds_are_the_same_bytes(first_build, tmp_path):
     assert tree(first_build / "_build/html") == tree(root / "_build/html")
 
 
+def test_edited_book_is_what_a_clean_build_makes(toys, tmp_path):
+    """Pages that an edit does not touch are as if they had been made anew."""
+    edit(toys, "first", "Makes one thing.", "Makes another thing.")
+    edit(toys, "second", "# Second", "# The second")
+    edit(toys, "first", 'print("two")', "double_it(3)")
+    assert build(toys).returncode == 0
+    fresh = make_book(tmp_path / "fresh")
+    for name in ("first", "second"):
+        shutil.copy(toys / f"book/{name}.md", fresh / "book")
+    assert build(fresh).returncode == 0
+    assert tree(toys / "_build/html") == tree(fresh / "_build/html")
+
+
 def tree(folder: Path) -> dict[str, bytes]:
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
