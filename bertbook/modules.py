@@ -6,7 +6,7 @@ everywhere, and names every cell that a module could not hold.
 The page: https://bertbook.github.io/bertbook/book/modules.html
 """
 
-# Tangled from book/modules.md (77a4642f): change it there and run
+# Tangled from book/modules.md (7ecb5d6a): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -68,15 +68,16 @@ class Book:
         }
 
 
-# %% book/modules.md#what-a-cell-may-hold c14b090f
+# %% book/modules.md#what-a-cell-may-hold 19f26acc
 OPTIONS = {"tangle", "implements", "exercise", "tags", "mystnb"}
+
+
+_DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
 def _defined(statement: ast.stmt):
     """The names that a top-level statement defines."""
-    if isinstance(
-        statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-    ):
+    if isinstance(statement, _DEFINITIONS):
         yield statement.name
     elif isinstance(statement, (ast.Assign, ast.AnnAssign)):
         targets = getattr(statement, "targets", None) or [statement.target]
@@ -250,7 +251,7 @@ def _is_import(statement: ast.stmt) -> bool:
     return isinstance(statement, (ast.Import, ast.ImportFrom))
 
 
-# %% book/modules.md#a-module-byte-by-byte 4ad38c94
+# %% book/modules.md#a-module-byte-by-byte 659fbba8
 def tangle_module(book: Book, name: str) -> str:
     """The text of the module `name`, for example `attention.py`."""
     cells = book.modules[name]
@@ -258,7 +259,8 @@ def tangle_module(book: Book, name: str) -> str:
     for cell in cells:
         body = ast.parse(cell.text).body or [ast.Pass()]
         split = after_import and _is_import(body[0])
-        text += "\n" if split else "\n\n"
+        close = after_import and not isinstance(body[0], _DEFINITIONS)
+        text += "\n" if close else "\n\n"
         text += f"{cell.marker}\n{SPLIT if split else ''}{cell.text}\n"
         after_import = _is_import(body[-1])
     return seal(text)

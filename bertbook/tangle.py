@@ -53,7 +53,6 @@ from bertbook.modules import (
 )
 from bertbook.reproducibility import write_atomically
 
-
 # %% book/tangle.md#back-again 0318de52
 _MARKER = re.compile(r"# %% (\S+\.md)#(\S*) ([0-9a-f]{8})")
 

@@ -308,6 +308,10 @@ def test_formatter_and_import_order_survive(tmp_path):
         + "\nThen.\n\n"
         + cell("import json\nimport abc\nx = {  'a':os.sep,'b':abc }")
         + cell("def f( a,b ):\n  return (a,\n    b)")
+        + cell("import re")
+        + cell("y = 2")
+        + cell("import io")
+        + cell("def g(): return io")
     )
     root = make_book(tmp_path, toy=ugly)
     write_files(root, sync(root))
@@ -323,6 +327,10 @@ def test_formatter_and_import_order_survive(tmp_path):
         "import os\nimport sys",
         'import abc\nimport json\n\nx = {"a": os.sep, "b": abc}',
         "def f(a, b):\n    return (a, b)",
+        "import re",
+        "y = 2",
+        "import io",
+        "def g():\n    return io",
     ]
     module = (root / "bertbook/toy.py").read_bytes()
     for arguments in tools:

@@ -221,8 +221,12 @@ def test_output_of_an_importer_is_published(toys):
 
 def test_failures_are_located_and_publish_nothing(toys):
     before = page(toys, "first")
-    bad = edit(toys, "first", "assert double_it(2) == 4", "double_it(1 / 0)")
-    hangs = edit(toys, "second", "from myst_nb import glue", "while True: 0")
+    bad = edit(
+        toys, "first", "assert double_it(2) == 4", "double_it(1 / 0)"
+    )
+    hangs = edit(
+        toys, "second", "from myst_nb import glue", "while True: 0"
+    )
     edit(toys, "third", "name: python3", "name: cobol")
     text = (toys / "book/index.md").read_text()
     (toys / "book/index.md").write_text(
@@ -234,7 +238,9 @@ def test_failures_are_located_and_publish_nothing(toys):
     assert f"book/first.md:{bad}: cell 2: ZeroDivisionError: " in problems
     assert f"--> {bad}" in problems  # the traceback, in the chapter's lines
     assert f"book/second.md:{hangs}: cell 2 ran longer than 4 s" in problems
-    assert "book/third.md:1: the kernel 'cobol' is not installed" in problems
+    assert (
+        "book/third.md:1: the kernel 'cobol' is not installed" in problems
+    )
     assert page(toys, "first") == before
     assert "index: passed" in done.stdout
     edit(toys, "third", "name: cobol", "name: python3")
@@ -279,7 +285,9 @@ def test_names_lead_to_the_api_and_back(first_build):
     target = "api.html#bertbook.first.double_it"
     assert target in page(first_build, "second")
     html = page(first_build, "first")
-    assert re.search(rf'<a class="sphinx-codeautolink-a"[^>]*{target}', html)
+    assert re.search(
+        rf'<a class="sphinx-codeautolink-a"[^>]*{target}', html
+    )
     prose = html[html.index("You call") : html.index("You call") + 300]
     assert target in prose
     api = page(first_build, "api")
@@ -398,11 +406,17 @@ def test_edit_of_a_module_makes_its_importers_stale(book, module):
     expected = set()
     for chapter in book.chapters:
         code = "\n".join(cell.text for cell in chapter.cells)
-        named = set(re.findall(r"\bbertbook\.(\w+) import|import bertbook\.(\w+)", code))
+        named = set(
+            re.findall(
+                r"\bbertbook\.(\w+) import|import bertbook\.(\w+)", code
+            )
+        )
         direct = {name for pair in named for name in pair if name in loads}
         if any(module in loads[name] | {name} for name in direct):
             expected.add(chapter.path)
-        if f"{module}.py" in {c.options.get("tangle") for c in chapter.cells}:
+        if f"{module}.py" in {
+            c.options.get("tangle") for c in chapter.cells
+        }:
             expected.add(chapter.path)
     stale = changed_keys(book, module)
     assert expected <= stale
