@@ -6,7 +6,7 @@ doing so while you write.
 The page: https://bertbook.github.io/bertbook/book/weave.html
 """
 
-# Tangled from book/weave.md (a48fafcd): change it there and run
+# Tangled from book/weave.md (9a81f2fe): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -91,7 +91,7 @@ def _state(root: Path) -> dict:
     return {"inputs": _digest(root, INPUTS), "frame": _digest(root, FRAME)}
 
 
-# %% book/weave.md#rendering 96b6c3d0
+# %% book/weave.md#rendering 5d502fbd
 def _run_jupyter_book(root: Path) -> list[str]:
     program = Path(sys.executable).with_name("jupyter-book")
     command = [program, "build", ".", "-n", "-W", "--keep-going", "-q"]
@@ -119,10 +119,13 @@ def render(root: Path) -> list[str]:
     did, or the last run failed: Sphinx tells the warnings of a page only
     when it reads it.
     """
-    build = root / "_build"
+    html = root / "_build" / "html"
     if _seen(root).get("frame") != _digest(root, FRAME):
-        shutil.rmtree(build / "html", ignore_errors=True)
-        shutil.rmtree(build / ".doctrees", ignore_errors=True)
+        shutil.rmtree(html, ignore_errors=True)
+        shutil.rmtree(html.with_name(".doctrees"), ignore_errors=True)
+    # Addresses of style sheets hold a digest if the file is there already,
+    # and the first build of all would differ from the next.
+    shutil.rmtree(html / "_static", ignore_errors=True)
     if problems := _run_jupyter_book(root):
         (root / SEEN).unlink(missing_ok=True)
     return problems
