@@ -6,7 +6,7 @@ chapter and the line where one fails.
 The page: https://bertbook.github.io/bertbook/book/execute.html
 """
 
-# Tangled from book/execute.md (0f4d20d1): change it there and run
+# Tangled from book/execute.md (f05a5aa9): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 
-# %% book/execute.md#by-hand 6dadfe47
+# %% book/execute.md#by-hand 2e3f4b03
 import os
 import re
 import subprocess
@@ -49,6 +49,7 @@ def code_cells(notebook) -> list:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
+# %% book/execute.md#by-hand f9398cf1
 def _merge_streams(outputs: list) -> list:
     merged = []
     for output in deepcopy(outputs):

@@ -6,7 +6,7 @@ and in the modules that it imports, and makes one key of it.
 The page: https://bertbook.github.io/bertbook/book/freshness.html
 """
 
-# Tangled from book/freshness.md (576eea32): change it there and run
+# Tangled from book/freshness.md (bac022be): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -16,7 +16,7 @@ __all__ = [
 ]
 
 
-# %% book/freshness.md#what-a-cell-imports a3c962e8
+# %% book/freshness.md#what-a-cell-imports 80614a73
 import ast
 import hashlib
 import re
@@ -28,6 +28,7 @@ from bertbook.modules import Book
 from bertbook.reproducibility import budget
 
 
+# %% book/freshness.md#what-a-cell-imports b7a5007b
 def mentioned(code: str) -> set[str]:
     """The names of the package, modules or others, that `code` mentions."""
     try:
@@ -58,7 +59,7 @@ def mentioned(code: str) -> set[str]:
     return names
 
 
-# %% book/freshness.md#what-a-cell-imports 6b39d244
+# %% book/freshness.md#what-a-cell-imports 2abc1d3e
 def _code(cells) -> str:
     return "\0".join(cell.text for cell in cells)
 
@@ -76,6 +77,7 @@ def _defining(book: Book) -> dict[str, set[str]]:
     return meaning
 
 
+# %% book/freshness.md#what-a-cell-imports 80c3463c
 def modules_used(book: Book, chapter: Chapter) -> set[str]:
     """The modules that the cells of `chapter` import, directly or not."""
     meaning, reached = _defining(book), set()
@@ -91,7 +93,7 @@ def modules_used(book: Book, chapter: Chapter) -> set[str]:
     return reached
 
 
-# %% book/freshness.md#the-key ae1c0ddb
+# %% book/freshness.md#the-key c22376e8
 def _surroundings(root: Path) -> str:
     """What every chapter depends on: Python, the budget, the pins."""
     pins = root / "requirements.txt"
@@ -99,13 +101,13 @@ def _surroundings(root: Path) -> str:
     return "\0".join([sys.version, budget(), text])
 
 
-def _runs_named(root: Path, code: str) -> list[str]:
-    """Name and digest of each recorded run whose name stands in `code`."""
-    runs = sorted((root / "book" / "results").glob("*.json"))
+def _files_named(root: Path, code: str) -> list[str]:
+    """Name and digest of what `code` names: recorded runs, `_toc.yml`."""
+    files = [root / "_toc.yml", *(root / "book" / "results").glob("*.json")]
     return [
-        f"{run.name} {hashlib.sha256(run.read_bytes()).hexdigest()}"
-        for run in runs
-        if run.stem in code
+        f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}"
+        for file in sorted(files)
+        if file.name in code and file.exists()
     ]
 
 
@@ -114,9 +116,9 @@ def chapter_key(book: Book, chapter: Chapter) -> str:
     names = sorted(modules_used(book, chapter))
     codes = [_code(book.modules.get(f"{name}.py", [])) for name in names]
     own = _code(chapter.cells)
-    runs = _runs_named(book.root, "\0".join([own, *codes]))
+    files = _files_named(book.root, own)
     kernel = str(
         getattr(chapter.notebook, "metadata", {}).get("kernelspec")
     )
-    parts = [_surroundings(book.root), kernel, own, *names, *codes, *runs]
+    parts = [_surroundings(book.root), kernel, own, *names, *codes, *files]
     return hashlib.sha256("\1".join(parts).encode()).hexdigest()[:16]

@@ -6,7 +6,7 @@ addresses where readers can start it.
 The page: https://bertbook.github.io/bertbook/book/notebooks.html
 """
 
-# Tangled from book/notebooks.md (b00c6329): change it there and run
+# Tangled from book/notebooks.md (bd8c917a): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -41,7 +41,7 @@ def launch_addresses(repository: str, file: str) -> tuple[str, str]:
     )
 
 
-# %% book/notebooks.md#from-myst-to-plain-markdown ff8b5f4d
+# %% book/notebooks.md#from-myst-to-plain-markdown 6754f33c
 INSTALL = """\
 try:
     import bertbook
@@ -63,6 +63,7 @@ def _link(match, titles: dict[str, str], site: str) -> str:
     return f"[{text or titles.get(name, name)}]({address})"
 
 
+# %% book/notebooks.md#from-myst-to-plain-markdown 6fb11aa2
 def _role(match, titles: dict[str, str], site: str, glued: dict) -> str:
     role, text = match[1], match[2]
     if explicit := re.fullmatch(r"(.*?)\s*<([^>]*)>", text):
@@ -80,7 +81,7 @@ def _role(match, titles: dict[str, str], site: str, glued: dict) -> str:
     return text
 
 
-# %% book/notebooks.md#from-myst-to-plain-markdown 406cc4c7
+# %% book/notebooks.md#from-myst-to-plain-markdown 3e4f936a
 def _directive(match, convert) -> str:
     name = re.match(r"\{([\w:-]+)\}\s*(.*)", match[2])
     if name is None:  # a block of code
@@ -98,6 +99,7 @@ def _directive(match, convert) -> str:
     return re.sub("(?m)^", "> ", convert(title + body)).rstrip()
 
 
+# %% book/notebooks.md#from-myst-to-plain-markdown 1236572e
 def plain_markdown(
     text: str, titles: dict[str, str], site: str, glued: dict[str, str]
 ) -> str:

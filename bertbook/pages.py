@@ -7,7 +7,7 @@ work.
 The page: https://bertbook.github.io/bertbook/book/pages.html
 """
 
-# Tangled from book/pages.md (3352dbfe): change it there and run
+# Tangled from book/pages.md (9643907e): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 
-# %% book/pages.md#a-caption-over-each-exported-cell 068c13d6
+# %% book/pages.md#a-caption-over-each-exported-cell d59466f5
 import re
 from functools import partial
 from pathlib import Path
@@ -44,6 +44,7 @@ from bertbook.modules import load_book
 from bertbook.notebooks import launch_addresses
 
 
+# %% book/pages.md#a-caption-over-each-exported-cell 1f72beaf
 def _reference(kind: str, target: str, docname: str, text: str):
     """A cross-reference that Sphinx resolves when it writes the page."""
     from docutils import nodes
@@ -148,13 +149,14 @@ def annotate(app, doctree) -> None:
     _link_prose(doctree, names, modules, docname)
 
 
-# %% book/pages.md#equations-and-their-code 32f4c357
+# %% book/pages.md#equations-and-their-code 09a01288
 def purge(app, env, docname) -> None:
     """Event env-purge-doc: forget what a page implemented."""
     entries = env.bertbook_implements.pop(docname, [])
     app.bertbook.touched.update(label for label, *_ in entries)
 
 
+# %% book/pages.md#equations-and-their-code 18079726
 def check_equations(app, env) -> list[str]:
     """Event env-updated: refuse unknown labels; the pages to write again.
 
@@ -316,13 +318,14 @@ def finish_page(app, pagename, templatename, context, doctree) -> None:
         )
 
 
-# %% book/pages.md#all-events cf82a0e6
+# %% book/pages.md#all-events dec4dbba
 def _mend_links(app, doctree) -> None:
     """Event doctree-read, after sphinx-codeautolink."""
     found = app.env.sphinx_codeautolink_transforms.get(app.env.docname, [])
     keep_own_links(found, app.bertbook.hidden)
 
 
+# %% book/pages.md#all-events f7243923
 def _prepare(app) -> None:
     """Event builder-inited: read the book, turn to sphinx-codeautolink."""
     from myst_nb.core.execute import cache

@@ -6,7 +6,7 @@ doing so while you write.
 The page: https://bertbook.github.io/bertbook/book/weave.html
 """
 
-# Tangled from book/weave.md (9a81f2fe): change it there and run
+# Tangled from book/weave.md (0a0953ba): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 
-# %% book/weave.md#from-the-run-to-the-renderer d4a0de62
+# %% book/weave.md#from-the-run-to-the-renderer 8f14bf4d
 import argparse
 import hashlib
 import json
@@ -44,6 +44,7 @@ from bertbook.reproducibility import write_atomically
 from bertbook.tangle import check, find_root, sync, write_files
 
 
+# %% book/weave.md#from-the-run-to-the-renderer 1a3a8755
 def fill_cache(root: Path, notebooks: dict) -> None:
     """Put the executed notebooks where MyST-NB looks for outputs."""
     from jupyter_cache import get_cache
@@ -58,7 +59,7 @@ def fill_cache(root: Path, notebooks: dict) -> None:
         )
 
 
-# %% book/weave.md#what-pages-are-made-from 58384706
+# %% book/weave.md#what-pages-are-made-from 8eed270e
 SEEN = "_build/rendered.json"
 FRAME = (
     "_config.yml",
@@ -86,12 +87,13 @@ def _seen(root: Path) -> dict:
     return json.loads(path.read_text("utf-8")) if path.exists() else {}
 
 
+# %% book/weave.md#what-pages-are-made-from 38d81c81
 def _state(root: Path) -> dict:
     """What pages rendered now are made from."""
     return {"inputs": _digest(root, INPUTS), "frame": _digest(root, FRAME)}
 
 
-# %% book/weave.md#rendering 5d502fbd
+# %% book/weave.md#rendering 7018e993
 def _run_jupyter_book(root: Path) -> list[str]:
     program = Path(sys.executable).with_name("jupyter-book")
     command = [program, "build", ".", "-n", "-W", "--keep-going", "-q"]
@@ -112,6 +114,7 @@ def _run_jupyter_book(root: Path) -> list[str]:
     ] or lines
 
 
+# %% book/weave.md#rendering 4aff94cf
 def render(root: Path) -> list[str]:
     """Run Jupyter Book; every warning is a problem.
 
@@ -131,7 +134,7 @@ def render(root: Path) -> list[str]:
     return problems
 
 
-# %% book/weave.md#rendering 8bac626e
+# %% book/weave.md#rendering 9fc95474
 def _repository(root: Path) -> str:
     import yaml
 
@@ -139,6 +142,7 @@ def _repository(root: Path) -> str:
     return (config.get("repository") or {}).get("url", "")
 
 
+# %% book/weave.md#rendering 09a1405d
 def weave(root: Path, force: bool = False, timeout: int = 600) -> list[str]:
     """Check, execute, render and publish the book at `root`.
 
@@ -165,7 +169,7 @@ def weave(root: Path, force: bool = False, timeout: int = 600) -> list[str]:
     return []
 
 
-# %% book/weave.md#while-you-write b60fe3c3
+# %% book/weave.md#while-you-write 8e28e6f4
 def report(root: Path, problems: list[str], began: float) -> int:
     """Print what was done or what is wrong; returns the exit status."""
     if problems:
@@ -190,6 +194,7 @@ def rebuild(root: Path, timeout: int = 600, changed_paths=()) -> None:
     report(root, problems, began)
 
 
+# %% book/weave.md#while-you-write 788ec81e
 def serve(root: Path, port: int, timeout: int = 600) -> None:
     """Serve the pages, and weave again whenever a chapter is saved."""
     import uvicorn
@@ -216,7 +221,7 @@ def serve(root: Path, port: int, timeout: int = 600) -> None:
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")
 
 
-# %% book/weave.md#the-command 2218da7c
+# %% book/weave.md#the-command 6e52d07a
 def _options(arguments: list[str] | None):
     parser = argparse.ArgumentParser(
         prog="python -m bertbook.weave",
@@ -251,6 +256,7 @@ def _options(arguments: list[str] | None):
     return parser.parse_args(arguments)
 
 
+# %% book/weave.md#the-command 11956324
 def main(arguments: list[str] | None = None) -> int:
     """The command `python -m bertbook.weave`; returns its exit status."""
     options, began = _options(arguments), time.perf_counter()
