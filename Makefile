@@ -19,7 +19,7 @@ book: .venv/done ## check, execute and render the book to _build/html (default)
 	$(BIN)/python -m bertbook.weave
 
 test: book ## build the book and run the tests
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2
 
 tangle: .venv/done ## write bertbook/ from the chapters
 	$(BIN)/python -m bertbook.tangle
