@@ -6,7 +6,7 @@ chapter and the line where one fails.
 The page: https://bertbook.github.io/bertbook/book/execute.html
 """
 
-# Tangled from book/execute.md (f05a5aa9): change it there and run
+# Tangled from book/execute.md (22988b98): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -273,17 +273,35 @@ def figure_problems(chapter: Chapter, notebook) -> list[str]:
     return problems
 
 
-# %% book/execute.md#all-together e9598b6e
+# %% book/execute.md#all-together 024274cb
+_UNBORN = "Kernel died before replying to kernel_info"
+
+
+def _run_twice(root: Path, paths: list[Path], timeout: int) -> dict:
+    """As `run_notebooks`, with another try for kernels that did not start."""
+    failed = run_notebooks(root, paths, timeout)
+    unborn = [path for path, words in failed.items() if _UNBORN in words]
+    if unborn:
+        print(f"starting {len(unborn)} kernels again", flush=True)
+        again = run_notebooks(root, unborn, timeout)
+        failed = {
+            p: w for p, w in failed.items() if p not in unborn
+        } | again
+    return failed
+
+
+# %% book/execute.md#all-together 45bd8378
 def _run_stale(root: Path, stale: dict[Chapter, str], timeout: int):
     import nbformat
 
     names = ", ".join(Path(chapter.path).stem for chapter in stale)
     print(f"executing {names}", flush=True)
     (root / STORE).mkdir(exist_ok=True)
-    paths = {executed_path(root, chapter): chapter for chapter in stale}
+    longest = sorted(stale, key=lambda chapter: -len(chapter.text))
+    paths = {executed_path(root, chapter): chapter for chapter in longest}
     for path, chapter in paths.items():
         nbformat.write(chapter.notebook, path)
-    failed = run_notebooks(root, list(paths), timeout)
+    failed = _run_twice(root, list(paths), timeout)
     done, problems = {}, []
     for path, chapter in paths.items():
         notebook = nbformat.read(path, nbformat.NO_CONVERT)

@@ -14,6 +14,7 @@ import nbformat
 import pytest
 import yaml
 
+from bertbook import execute as execute_module
 from bertbook.freshness import chapter_key, modules_used
 from bertbook.modules import Book, load_book
 
@@ -499,3 +500,22 @@ def test_two_builds_of_the_book_are_the_same_bytes(tmp_path):
         if trees[0].get(path) != trees[1].get(path)
     }
     assert not differ
+
+
+def test_kernel_that_did_not_start_is_started_again(monkeypatch, tmp_path):
+    died, broken = tmp_path / "died.ipynb", tmp_path / "broken.ipynb"
+    calls = []
+
+    def run(root, paths, timeout):
+        calls.append(list(paths))
+        words = "Kernel died before replying to kernel_info"
+        return (
+            {died: words, broken: "ZeroDivisionError"}
+            if (len(calls) == 1)
+            else {}
+        )
+
+    monkeypatch.setattr(execute_module, "run_notebooks", run)
+    failed = execute_module._run_twice(tmp_path, [died, broken], 60)
+    assert calls == [[died, broken], [died]]
+    assert failed == {broken: "ZeroDivisionError"}
