@@ -6,7 +6,7 @@ chapter and the line where one fails.
 The page: https://bertbook.github.io/bertbook/book/execute.html
 """
 
-# Tangled from book/execute.md (22988b98): change it there and run
+# Tangled from book/execute.md (bd48a14e): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -273,12 +273,12 @@ def figure_problems(chapter: Chapter, notebook) -> list[str]:
     return problems
 
 
-# %% book/execute.md#all-together 024274cb
+# %% book/execute.md#all-together fe683a5b
 _UNBORN = "Kernel died before replying to kernel_info"
 
 
 def _run_twice(root: Path, paths: list[Path], timeout: int) -> dict:
-    """As `run_notebooks`, with another try for kernels that did not start."""
+    """As `run_notebooks`, with another try for kernels never started."""
     failed = run_notebooks(root, paths, timeout)
     unborn = [path for path, words in failed.items() if _UNBORN in words]
     if unborn:
