@@ -15,7 +15,6 @@ export TOKENIZERS_PARALLELISM := false
 	touch $@
 
 book: .venv/done ## check, execute and render the book to _build/html (default)
-	$(BIN)/python -m bertbook.tangle --check
 	$(BIN)/python -m bertbook.weave
 
 test: book ## build the book and run the tests
