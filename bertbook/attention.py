@@ -1,0 +1,153 @@
+"""Attention
+
+Lets every token read every other: queries, keys and values, the softmax of
+their scaled products, masks, and many heads at once.
+
+The page: https://bertbook.github.io/bertbook/book/attention.html
+"""
+
+# Tangled from book/attention.md (b72945a1): change it there and run
+# `make tangle`, or change it here and run `make sync`.
+
+__all__ = [
+    "SelfAttention",
+    "additive_mask",
+    "attend",
+    "attend_fast",
+    "attend_packed",
+    "attention_weights",
+]
+
+
+# %% book/attention.md#the-formula e2338738
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from bertbook.config import BertConfig
+
+
+# %% book/attention.md#the-formula 0454f47d
+def additive_mask(
+    mask: Bool[Tensor, "*shape"], dtype: torch.dtype
+) -> Float[Tensor, "*shape"]:
+    """0 where `mask` is true, the most negative finite number elsewhere.
+
+    Finite, because the softmax of a row of minus infinities is NaN.
+    """
+    zeros = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+    return zeros.masked_fill_(~mask, torch.finfo(dtype).min)
+
+
+# %% book/attention.md#the-formula 1172f754
+def attention_weights(
+    query: Float[Tensor, "*batch queries d_k"],
+    key: Float[Tensor, "*batch keys d_k"],
+    mask: Bool[Tensor, "*#batch #queries keys"] | None = None,
+) -> Float[Tensor, "*batch queries keys"]:
+    """softmax(QKᵀ/√d_k), each row over the keys that `mask` allows."""
+    scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])
+    if mask is not None:
+        scores = scores + additive_mask(mask, scores.dtype)
+    return scores.softmax(-1)
+
+
+# %% book/attention.md#many-heads 7286cb67
+def attend(
+    query: Float[Tensor, "*batch queries d_k"],
+    key: Float[Tensor, "*batch keys d_k"],
+    value: Float[Tensor, "*batch keys d_v"],
+    mask: Bool[Tensor, "*#batch #queries keys"] | None = None,
+    dropout_p: float = 0.0,
+) -> tuple[
+    Float[Tensor, "*batch queries d_v"], Float[Tensor, "*batch queries keys"]
+]:
+    """softmax(QKᵀ/√d_k)V by the formula, and the weights themselves.
+
+    Dropout acts on the weights that are used, not on those returned.
+    """
+    weights = attention_weights(query, key, mask)
+    return F.dropout(weights, dropout_p) @ value, weights
+
+
+# %% book/attention.md#many-heads 281cc048
+def attend_fast(
+    query: Float[Tensor, "*batch queries d_k"],
+    key: Float[Tensor, "*batch keys d_k"],
+    value: Float[Tensor, "*batch keys d_v"],
+    mask: Bool[Tensor, "*#batch #queries keys"] | None = None,
+    dropout_p: float = 0.0,
+) -> Float[Tensor, "*batch queries d_v"]:
+    """The same by PyTorch's kernel, which never stores the weights."""
+    if mask is not None:
+        mask = additive_mask(mask, query.dtype)
+    return F.scaled_dot_product_attention(query, key, value, mask, dropout_p)
+
+
+# %% book/attention.md#many-heads 356e4a5e
+def attend_packed(
+    projected: Float[Tensor, "tokens 3 heads d_k"],
+    lengths: list[int],
+    dropout_p: float = 0.0,
+) -> Float[Tensor, "tokens heads d_k"]:
+    """Attention inside each sequence of a batch without padding.
+
+    The sequences lie one after another; `lengths` says where they end.
+    """
+    by_head = projected.permute(1, 2, 0, 3).unsqueeze(1)
+    contexts = [
+        attend_fast(*part, dropout_p=dropout_p)[0].transpose(0, 1)
+        for part in by_head.split(lengths, dim=3)
+    ]
+    return torch.cat(contexts)
+
+
+# %% book/attention.md#many-heads 308cdf56
+class SelfAttention(nn.Module):
+    """Multi-head self-attention (Attention Is All You Need, section 3.2.2).
+
+    The three projections of all heads are one matrix, `query_key_value`.
+    """
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        size = config.hidden_size
+        self.num_heads = config.num_attention_heads
+        self.dropout_prob = config.attention_probs_dropout_prob
+        self.explicit = config.attn_implementation == "eager"
+        self.query_key_value = nn.Linear(size, 3 * size)
+        self.output = nn.Linear(size, size)
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "*batch seq hidden"],
+        mask: Bool[Tensor, "batch 1 #seq seq"] | None = None,
+        lengths: list[int] | None = None,
+        output_attentions: bool = False,
+    ) -> tuple[
+        Float[Tensor, "*batch seq hidden"],
+        Float[Tensor, "batch heads seq seq"] | None,
+    ]:
+        """What each position gathers, and the weights if asked for.
+
+        `mask` is true where a query may look at a key. With `lengths`,
+        `hidden` is a batch without padding, of shape (tokens, hidden).
+        """
+        dropout_p = self.dropout_prob if self.training else 0.0
+        projected = self.query_key_value(hidden)
+        projected = projected.unflatten(-1, (3, self.num_heads, -1))
+        weights = None
+        if lengths is not None:
+            context = attend_packed(projected, lengths, dropout_p)
+        else:
+            query_key_value = projected.permute(2, 0, 3, 1, 4)
+            if self.explicit or output_attentions:
+                context, weights = attend(*query_key_value, mask, dropout_p)
+            else:
+                context = attend_fast(*query_key_value, mask, dropout_p)
+            context = context.transpose(1, 2)
+        weights = weights if output_attentions else None
+        return self.output(context.flatten(-2)), weights

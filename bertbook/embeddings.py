@@ -1,0 +1,60 @@
+"""From ids to vectors
+
+Turns ids into vectors: what a token is, where it stands and which of two
+sentences it is in, added and normalised.
+
+The page: https://bertbook.github.io/bertbook/book/embeddings.html
+"""
+
+# Tangled from book/embeddings.md (40325e89): change it there and run
+# `make tangle`, or change it here and run `make sync`.
+
+__all__ = [
+    "Embeddings",
+]
+
+
+# %% book/embeddings.md#the-layer d57a4c73
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from bertbook.config import BertConfig
+
+
+# %% book/embeddings.md#the-layer a75b8f98
+class Embeddings(nn.Module):
+    """Token, segment and position embeddings, added, normalised, dropped
+    out (BERT, section 3.2 and figure 2)."""
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        size = config.hidden_size
+        self.tokens = nn.Embedding(
+            config.vocab_size, size, padding_idx=config.pad_token_id
+        )
+        self.segments = nn.Embedding(config.type_vocab_size, size)
+        self.positions = nn.Embedding(config.max_position_embeddings, size)
+        self.norm = nn.LayerNorm(size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "*batch seq"],
+        token_type_ids: Int[Tensor, "*#batch seq"] | None = None,
+        position_ids: Int[Tensor, "*#batch seq"] | None = None,
+    ) -> Float[Tensor, "*batch seq hidden"]:
+        """The vectors of `input_ids`.
+
+        `token_type_ids` (0: first sentence, 1: second) are 0 by default;
+        `position_ids` are 0, 1, 2, ... by default.
+        """
+        if token_type_ids is None:
+            token_type_ids = torch.zeros_like(input_ids)
+        if position_ids is None:
+            position_ids = torch.arange(
+                input_ids.shape[-1], device=input_ids.device
+            )
+        summed = self.tokens(input_ids) + self.segments(token_type_ids)
+        summed = summed + self.positions(position_ids)
+        return self.dropout(self.norm(summed))

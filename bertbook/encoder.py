@@ -1,0 +1,146 @@
+"""The encoder
+
+Stacks attention and feed-forward layers, each with a residual connection
+and a LayerNorm, and returns what every layer saw.
+
+The page: https://bertbook.github.io/bertbook/book/encoder.html
+"""
+
+# Tangled from book/encoder.md (faf733b8): change it there and run
+# `make tangle`, or change it here and run `make sync`.
+
+__all__ = [
+    "ACTIVATIONS",
+    "Encoder",
+    "EncoderLayer",
+    "EncoderOutput",
+    "FeedForward",
+]
+
+
+# %% book/encoder.md#the-layer fc7ea536
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from bertbook.attention import SelfAttention
+from bertbook.config import BertConfig
+
+# %% book/encoder.md#the-layer 8609a10e
+ACTIVATIONS = {
+    "gelu": nn.GELU(),
+    "gelu_new": nn.GELU("tanh"),
+    "gelu_pytorch_tanh": nn.GELU("tanh"),
+    "relu": nn.ReLU(),
+}
+
+
+# %% book/encoder.md#the-layer d9bcc349
+class FeedForward(nn.Module):
+    """Two linear maps with an activation between (section 3.3)."""
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.expand = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation = ACTIVATIONS[config.hidden_act]
+        self.contract = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(
+        self, hidden: Float[Tensor, "*batch hidden"]
+    ) -> Float[Tensor, "*batch hidden"]:
+        """Each position on its own."""
+        return self.contract(self.activation(self.expand(hidden)))
+
+
+# %% book/encoder.md#the-layer 35ed31b8
+class EncoderLayer(nn.Module):
+    """Attention and feed-forward, each with its residual and LayerNorm."""
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        size, eps = config.hidden_size, config.layer_norm_eps
+        self.pre = config.layer_norm == "pre"
+        self.attention = SelfAttention(config)
+        self.attention_norm = nn.LayerNorm(size, eps)
+        self.feed_forward = FeedForward(config)
+        self.feed_forward_norm = nn.LayerNorm(size, eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "*batch seq hidden"],
+        mask: Bool[Tensor, "batch 1 #seq seq"] | None = None,
+        lengths: list[int] | None = None,
+        output_attentions: bool = False,
+    ) -> tuple[
+        Float[Tensor, "*batch seq hidden"],
+        Float[Tensor, "batch heads seq seq"] | None,
+    ]:
+        """The new hidden states, and the attention weights if asked for."""
+        before = self.attention_norm(hidden) if self.pre else hidden
+        gathered, weights = self.attention(
+            before, mask, lengths, output_attentions
+        )
+        hidden = hidden + self.dropout(gathered)
+        if self.pre:
+            thought = self.feed_forward(self.feed_forward_norm(hidden))
+            return hidden + self.dropout(thought), weights
+        hidden = self.attention_norm(hidden)
+        hidden = hidden + self.dropout(self.feed_forward(hidden))
+        return self.feed_forward_norm(hidden), weights
+
+
+# %% book/encoder.md#the-layer 731b311b
+class EncoderOutput(NamedTuple):
+    """What the encoder returns; tuples are empty unless asked for."""
+
+    last_hidden_state: Tensor
+    hidden_states: tuple[Tensor, ...]  # embeddings first, then each layer
+    attentions: tuple[Tensor, ...]
+
+
+# %% book/encoder.md#the-layer ac9221b5
+class Encoder(nn.Module):
+    """`num_hidden_layers` layers, one after another."""
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.gradient_checkpointing = config.gradient_checkpointing
+        self.layers = nn.ModuleList(
+            EncoderLayer(config) for _ in range(config.num_hidden_layers)
+        )
+        self.final_norm = (
+            nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+            if config.layer_norm == "pre"
+            else nn.Identity()
+        )
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "*batch seq hidden"],
+        mask: Bool[Tensor, "batch 1 #seq seq"] | None = None,
+        lengths: list[int] | None = None,
+        output_attentions: bool = False,
+    ) -> EncoderOutput:
+        """All hidden states and, if asked for, all attention weights."""
+        states, attentions = [hidden], []
+        for layer in self.layers:
+            arguments = (states[-1], mask, lengths, output_attentions)
+            if self.gradient_checkpointing and self.training:
+                new, weights = checkpoint(
+                    layer, *arguments, use_reentrant=False
+                )
+            else:
+                new, weights = layer(*arguments)
+            states.append(new)
+            attentions.append(weights)
+        states[-1] = self.final_norm(states[-1])
+        return EncoderOutput(
+            states[-1],
+            tuple(states),
+            tuple(attentions) if output_attentions else (),
+        )
