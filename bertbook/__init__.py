@@ -6,12 +6,20 @@ run, and the package that is tangled from it.
 The page: https://bertbook.github.io/bertbook/book/index.html
 """
 
-# Tangled from book/index.md (32082bb9): change it there and run
+# Tangled from book/index.md (748aae0e): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
-# %% book/index.md#the-public-names 7bd520b0
+# %% book/index.md#the-public-names 91ded035
 _HOME = {
     "BasicTokenizer": "wordpiece",
+    "BertConfig": "config",
+    "BertForMaskedLM": "heads",
+    "BertForNextSentencePrediction": "heads",
+    "BertForPreTraining": "heads",
+    "BertForQuestionAnswering": "heads",
+    "BertForSequenceClassification": "heads",
+    "BertForTokenClassification": "heads",
+    "BertModel": "model",
     "BertTokenizer": "tokenizer",
     "WordPiece": "wordpiece",
     "load_corpus": "corpora",

@@ -6,7 +6,7 @@ sentences follow each other, and classifying texts, words and spans.
 The page: https://bertbook.github.io/bertbook/book/heads.html
 """
 
-# Tangled from book/heads.md (dda94d89): change it there and run
+# Tangled from book/heads.md (6f0499cc): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -46,7 +46,7 @@ from bertbook.losses import (
 from bertbook.model import BertModel, BertModelOutput
 
 
-# %% book/heads.md#a-head b38c24ac
+# %% book/heads.md#a-head 57182e88
 class BertWithHead(PreTrainedModel):
     """BERT as `bert`, and a head that each subclass defines in `head`."""
 
@@ -59,7 +59,7 @@ class BertWithHead(PreTrainedModel):
         output_attentions: bool = False,
         output_hidden_states: bool = False,
         **labels: Tensor | None,
-    ) -> NamedTuple:
+    ) -> tuple:
         """The inputs of `BertModel.forward`, and the labels of `head`."""
         outputs = self.bert(
             input_ids,

@@ -6,7 +6,7 @@ only where a label stands.
 The page: https://bertbook.github.io/bertbook/book/losses.html
 """
 
-# Tangled from book/losses.md (ddb12307): change it there and run
+# Tangled from book/losses.md (a9ab1c18): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -47,22 +47,26 @@ def cross_entropy(
     return total / (labels != IGNORED).sum().clamp(min=1)
 
 
-# %% book/losses.md#the-code d564e61e
+# %% book/losses.md#the-code 36706e0d
 _INTEGERS = (torch.int64, torch.int32)
 
 
+def _check_tensor(name, labels):
+    if not isinstance(labels, Tensor):
+        raise TypeError(
+            f"{name} is a {type(labels).__name__}, not a tensor; convert "
+            f"it by torch.tensor({name})"
+        )
+
+
 def _check_shape(name, labels, shapes):
-    """Refuse what is no tensor of one of the shapes."""
-    if isinstance(labels, Tensor) and labels.shape in shapes:
-        return
-    given = f"is a {type(labels).__name__}"
-    if isinstance(labels, Tensor):
-        given = f"has shape {tuple(labels.shape)}"
-    expected = " or ".join(str(tuple(shape)) for shape in shapes)
-    raise ValueError(
-        f"{name} {given}, and a tensor of shape {expected} is expected; "
-        "pass one label for each thing that the model classifies"
-    )
+    _check_tensor(name, labels)
+    if labels.shape not in shapes:
+        expected = " or ".join(str(tuple(shape)) for shape in shapes)
+        raise ValueError(
+            f"{name} has shape {tuple(labels.shape)}, and {expected} is "
+            "expected; pass one label for each thing that is classified"
+        )
 
 
 def _refuse_first(name, labels, wrong, expected):
@@ -74,7 +78,7 @@ def _refuse_first(name, labels, wrong, expected):
     raise ValueError(f"{name}{place} is {value}, and {expected}")
 
 
-# %% book/losses.md#the-code 532d4dd6
+# %% book/losses.md#the-code a1cdaced
 def check_labels(
     labels: Tensor,
     shapes: list[tuple[int, ...]],
@@ -95,8 +99,8 @@ def check_labels(
         )
     wrong = (labels < 0) & (labels != IGNORED) | (labels >= classes)
     expected = (
-        f"the classes run from 0 to {classes - 1}; use {IGNORED} for what "
-        "has no label"
+        f"0 to {classes - 1} are expected; use {IGNORED} for what has no "
+        "label"
     )
     _refuse_first(name, labels, wrong, expected)
 
@@ -131,7 +135,7 @@ def guess_problem(labels: Tensor, num_labels: int) -> str:
     return "multi_label_classification"
 
 
-# %% book/losses.md#the-code a6e2a889
+# %% book/losses.md#the-code f68b73b2
 def sequence_loss(
     logits: Float[Tensor, "batch classes"],
     labels: Tensor | None,
@@ -144,6 +148,7 @@ def sequence_loss(
     """
     if labels is None:
         return None
+    _check_tensor("labels", labels)
     problem = problem_type or guess_problem(labels, logits.shape[1])
     if problem == "single_label_classification":
         return classification_loss(logits, labels)
