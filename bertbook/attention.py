@@ -6,7 +6,7 @@ their scaled products, masks, and many heads at once.
 The page: https://bertbook.github.io/bertbook/book/attention.html
 """
 
-# Tangled from book/attention.md (b72945a1): change it there and run
+# Tangled from book/attention.md (9ceb2d81): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -19,7 +19,7 @@ __all__ = [
 ]
 
 
-# %% book/attention.md#the-formula e2338738
+# %% book/attention.md#attention e2338738
 import math
 
 import torch
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from bertbook.config import BertConfig
 
 
-# %% book/attention.md#the-formula 0454f47d
+# %% book/attention.md#masks 0454f47d
 def additive_mask(
     mask: Bool[Tensor, "*shape"], dtype: torch.dtype
 ) -> Float[Tensor, "*shape"]:
@@ -42,20 +42,24 @@ def additive_mask(
     return zeros.masked_fill_(~mask, torch.finfo(dtype).min)
 
 
-# %% book/attention.md#the-formula 1172f754
+# %% book/attention.md#the-formula-in-code 00674229
 def attention_weights(
     query: Float[Tensor, "*batch queries d_k"],
     key: Float[Tensor, "*batch keys d_k"],
     mask: Bool[Tensor, "*#batch #queries keys"] | None = None,
 ) -> Float[Tensor, "*batch queries keys"]:
-    """softmax(QKᵀ/√d_k), each row over the keys that `mask` allows."""
+    """softmax(QKᵀ/√d_k), each row over the keys that `mask` allows.
+
+    `mask` is true where a query may look. A row that may look nowhere gets
+    even weights. Attention Is All You Need, equation 1.
+    """
     scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])
     if mask is not None:
         scores = scores + additive_mask(mask, scores.dtype)
     return scores.softmax(-1)
 
 
-# %% book/attention.md#many-heads 7286cb67
+# %% book/attention.md#the-formula-in-code 8d895711
 def attend(
     query: Float[Tensor, "*batch queries d_k"],
     key: Float[Tensor, "*batch keys d_k"],
@@ -63,17 +67,19 @@ def attend(
     mask: Bool[Tensor, "*#batch #queries keys"] | None = None,
     dropout_p: float = 0.0,
 ) -> tuple[
-    Float[Tensor, "*batch queries d_v"], Float[Tensor, "*batch queries keys"]
+    Float[Tensor, "*batch queries d_v"],
+    Float[Tensor, "*batch queries keys"],
 ]:
     """softmax(QKᵀ/√d_k)V by the formula, and the weights themselves.
 
-    Dropout acts on the weights that are used, not on those returned.
+    Dropout, with probability `dropout_p`, acts on the weights that are
+    used, not on those returned.
     """
     weights = attention_weights(query, key, mask)
     return F.dropout(weights, dropout_p) @ value, weights
 
 
-# %% book/attention.md#many-heads 281cc048
+# %% book/attention.md#the-same-without-the-weights 3c7cf89a
 def attend_fast(
     query: Float[Tensor, "*batch queries d_k"],
     key: Float[Tensor, "*batch keys d_k"],
@@ -81,13 +87,15 @@ def attend_fast(
     mask: Bool[Tensor, "*#batch #queries keys"] | None = None,
     dropout_p: float = 0.0,
 ) -> Float[Tensor, "*batch queries d_v"]:
-    """The same by PyTorch's kernel, which never stores the weights."""
+    """What `attend` computes, by PyTorch's kernel, without the weights."""
     if mask is not None:
         mask = additive_mask(mask, query.dtype)
-    return F.scaled_dot_product_attention(query, key, value, mask, dropout_p)
+    return F.scaled_dot_product_attention(
+        query, key, value, mask, dropout_p
+    )
 
 
-# %% book/attention.md#many-heads 356e4a5e
+# %% book/attention.md#batches-without-padding ec674fac
 def attend_packed(
     projected: Float[Tensor, "tokens 3 heads d_k"],
     lengths: list[int],
@@ -95,7 +103,8 @@ def attend_packed(
 ) -> Float[Tensor, "tokens heads d_k"]:
     """Attention inside each sequence of a batch without padding.
 
-    The sequences lie one after another; `lengths` says where they end.
+    `projected` holds the query, key and value of each token. The sequences
+    lie one after another; their `lengths` sum to the number of tokens.
     """
     by_head = projected.permute(1, 2, 0, 3).unsqueeze(1)
     contexts = [
@@ -105,7 +114,7 @@ def attend_packed(
     return torch.cat(contexts)
 
 
-# %% book/attention.md#many-heads 308cdf56
+# %% book/attention.md#the-layer 69cd058b
 class SelfAttention(nn.Module):
     """Multi-head self-attention (Attention Is All You Need, section 3.2.2).
 
@@ -134,7 +143,8 @@ class SelfAttention(nn.Module):
         """What each position gathers, and the weights if asked for.
 
         `mask` is true where a query may look at a key. With `lengths`,
-        `hidden` is a batch without padding, of shape (tokens, hidden).
+        `hidden` is a batch without padding, of shape (tokens, hidden), and
+        there are neither mask nor weights.
         """
         dropout_p = self.dropout_prob if self.training else 0.0
         projected = self.query_key_value(hidden)
