@@ -1,13 +1,12 @@
 """The size of a model
 
-Holds every number that fixes a BERT: its sizes, its dropout, its labels and
-the options of this book. Wrong numbers are refused with a sentence, and the
-published config.json is read and written.
+Holds every number that fixes a BERT, refuses with a sentence those that
+cannot work, and reads and writes the published config.json.
 
 The page: https://bertbook.github.io/bertbook/book/config.html
 """
 
-# Tangled from book/config.md (627f0544): change it there and run
+# Tangled from book/config.md (538545b9): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -18,11 +17,11 @@ __all__ = [
 ]
 
 
-# %% book/config.md#the-numbers 3d6451d5
+# %% book/config.md#the-numbers 23f37ef8
+import math
 from dataclasses import dataclass, fields
 
 
-# %% book/config.md#the-numbers 52e34bc3
 @dataclass(frozen=True)
 class _Published:
     """The fields that the published format holds."""
@@ -46,7 +45,16 @@ class _Published:
     problem_type: str | None = None  # None: guessed from the labels
 
 
-# %% book/config.md#checks 96e95893
+# %% book/config.md#numbers-that-cannot-work 8480c8a7
+def _check_type(name, value, types, wanted) -> None:
+    kind = type(value)  # exactly: to isinstance, True is an int
+    if kind not in types:
+        raise TypeError(
+            f"{name}={value!r} is of type {kind.__name__}; give {wanted}"
+        )
+
+
+# %% book/config.md#numbers-that-cannot-work 96e95893
 def _check_sizes(config: _Published) -> None:
     """Sizes are whole numbers from 1 on, and each head gets its share."""
     sizes = [field for field in fields(config) if field.type is int]
@@ -71,19 +79,7 @@ def _check_sizes(config: _Published) -> None:
         )
 
 
-# %% book/config.md#checks 8480c8a7
-def _check_type(name, value, types, wanted) -> None:
-    kind = type(value)  # exactly: to isinstance, True is an int
-    if kind not in types:
-        raise TypeError(
-            f"{name}={value!r} is of type {kind.__name__}; give {wanted}"
-        )
-
-
-# %% book/config.md#checks e1765130
-import math
-
-
+# %% book/config.md#numbers-that-cannot-work d36d261a
 def _check_rates(config: _Published) -> None:
     """Probabilities lie in [0, 1); the other two are small and positive."""
     names = ["hidden_dropout_prob", "attention_probs_dropout_prob"]
@@ -107,7 +103,7 @@ def _check_rates(config: _Published) -> None:
             )
 
 
-# %% book/config.md#checks f51a0a99
+# %% book/config.md#numbers-that-cannot-work 8b142ae8
 _CHOICES = {
     "hidden_act": ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu"),
     "problem_type": (
@@ -124,7 +120,6 @@ _CHOICES = {
 
 
 def _check_choices(config: _Published) -> None:
-    """Named options have a known name."""
     for name, known in _CHOICES.items():
         value = getattr(config, name)
         names = " or ".join(map(repr, known))
@@ -135,7 +130,7 @@ def _check_choices(config: _Published) -> None:
             )
 
 
-# %% book/config.md#checks b5994282
+# %% book/config.md#numbers-that-cannot-work b5994282
 def _check_ids(config: _Published) -> None:
     """The padding id and the labels fit what they number."""
     pad, size = config.pad_token_id, config.vocab_size
@@ -158,10 +153,13 @@ def _check_ids(config: _Published) -> None:
         )
 
 
-# %% book/config.md#checks 646fc1f8
+# %% book/config.md#numbers-that-cannot-work 620972f5
+def _default_labels(count: int) -> tuple[str, ...]:
+    return tuple(f"LABEL_{index}" for index in range(count))
+
+
 def _check_labels(labels, count: int) -> None:
-    example = "a tuple of names such as ('negative', 'positive')"
-    _check_type("labels", labels, (tuple,), f"{example}, or None")
+    _check_type("labels", labels, (tuple,), "a tuple of names, or None")
     for label in labels:
         _check_type("a label", label, (str,), "its name, in quotes")
     if len(labels) != count:
@@ -175,125 +173,6 @@ def _check_labels(labels, count: int) -> None:
             f"labels={labels!r} names {twice[0]!r} twice, and a name "
             "stands for one label; rename one of the two"
         )
-
-
-# %% book/config.md#the-published-format cb461a53
-def _default_labels(count: int) -> tuple[str, ...]:
-    return tuple(f"LABEL_{index}" for index in range(count))
-
-
-def _to_dict(config, published: bool) -> dict:
-    if published and config.layer_norm != "post":
-        raise ValueError(
-            f"layer_norm={config.layer_norm!r} has no place in the "
-            "published format, where it would be read as 'post'; write "
-            "this book's own, by to_dict(published=False) or "
-            "save_pretrained(format='bertbook')"
-        )
-    data = {
-        "model_type": "bert" if published else "bertbook",
-        "position_embedding_type": "absolute",
-        "id2label": config.id2label,
-        "label2id": {name: i for i, name in config.id2label.items()},
-    }
-    for field in fields(_Published if published else config):
-        if field.name not in ("num_labels", "labels"):
-            data[field.name] = getattr(config, field.name)
-    return data
-
-
-# %% book/config.md#the-published-format 911fa550
-# What the published format can say and this book builds in one way only.
-_FIXED = {
-    "position_embedding_type": "absolute",
-    "is_decoder": False,
-    "add_cross_attention": False,
-    "is_encoder_decoder": False,
-    "tie_word_embeddings": True,
-    "pruned_heads": {},
-    "quantization_config": {},
-}
-
-
-def _refuse_what_we_cannot_hold(data: dict) -> None:
-    kind = data.get("model_type") or "bert"
-    if kind not in ("bert", "bertbook"):
-        raise ValueError(
-            f"model_type={kind!r} is another architecture than 'bert', the "
-            "one this book builds; choose a BERT checkpoint, or load this "
-            "one with transformers.AutoModel"
-        )
-    fixed = _FIXED | ({"layer_norm": "post"} if kind == "bert" else {})
-    for key, only in fixed.items():
-        value = data.get(key)
-        if value is not None and value != only:
-            raise ValueError(
-                f"{key}={value!r} cannot be built here, where {key} is "
-                f"always {only!r} for model_type={kind!r}; load this "
-                "checkpoint with transformers, or choose another"
-            )
-
-
-# %% book/config.md#the-published-format a97fa47c
-def _read_labels(data: dict) -> dict:
-    """`num_labels` and `labels` from the published id2label, label2id."""
-    named, numbered = data.get("id2label"), data.get("label2id")
-    for key, value in ("id2label", named), ("label2id", numbered):
-        if value is not None:
-            _check_type(key, value, (dict,), "a JSON object")
-    if named is None and numbered:
-        named = {index: name for name, index in numbered.items()}
-    if named is None:
-        return {"num_labels": data.get("num_labels", 2), "labels": None}
-    # JSON makes the numbers strings.
-    named = {str(index): name for index, name in named.items()}
-    if set(named) != {str(index) for index in range(len(named))}:
-        raise ValueError(
-            f"id2label numbers its labels {', '.join(named)}, and they are "
-            "0, 1, 2 and so on without a gap; number them again"
-        )
-    labels = tuple(named[str(index)] for index in range(len(named)))
-    usual = dict.fromkeys(_default_labels(len(labels)))
-    inverse = {name: index for index, name in enumerate(labels)}
-    if numbered and numbered != inverse and usual.keys() != numbered.keys():
-        raise ValueError(
-            f"label2id={numbered!r} contradicts id2label={inverse!r} read "
-            "backwards; make one the inverse of the other"
-        )
-    count = data.get("num_labels", len(labels))
-    unnamed = labels == tuple(usual) and count == len(labels)
-    return {"num_labels": count, "labels": None if unnamed else labels}
-
-
-# %% book/config.md#the-published-format 4d19cfd2
-# Keys that every published file holds and that change no number here.
-_BOOKKEEPING = """
-_name_or_path architectures bos_token_id chunk_size_feed_forward dtype
-eos_token_id gradient_checkpointing id2label label2id model_type
-output_attentions output_hidden_states return_dict torch_dtype
-torchscript transformers_version use_cache
-""".split()
-
-
-def _fields_of(data: dict) -> set[str]:
-    """The fields that `data` may give; only our own format has all."""
-    ours = data.get("model_type") == "bertbook"
-    held = fields(BertConfig if ours else _Published)
-    return {field.name for field in held} - {"labels"}
-
-
-def unused_keys(data: dict) -> list[str]:
-    """The keys of a configuration that say nothing to this book."""
-    known = _fields_of(data).union(_BOOKKEEPING, _FIXED)
-    return [key for key in data if key not in known]
-
-
-# %% book/config.md#the-configuration c5e14fcd
-def _from_dict(data: dict) -> dict:
-    _check_type("a configuration", data, (dict,), "a dict")
-    _refuse_what_we_cannot_hold(data)
-    values = {key: data[key] for key in _fields_of(data) if key in data}
-    return values | _read_labels(data)
 
 
 # %% book/config.md#the-configuration e6eb1844
@@ -360,6 +239,120 @@ class BertConfig(_Published):
         write_atomically(path, text + "\n")
 
 
+# %% book/config.md#the-published-format fb63a2bc
+def _to_dict(config, published: bool) -> dict:
+    if published and config.layer_norm != "post":
+        raise ValueError(
+            f"layer_norm={config.layer_norm!r} has no place in the "
+            "published format, where it would be read as 'post'; write "
+            "this book's own, by to_dict(published=False) or "
+            "save_pretrained(format='bertbook')"
+        )
+    data = {
+        "model_type": "bert" if published else "bertbook",
+        "position_embedding_type": "absolute",
+        "id2label": config.id2label,
+        "label2id": {name: i for i, name in config.id2label.items()},
+    }
+    for field in fields(_Published if published else config):
+        if field.name not in ("num_labels", "labels"):
+            data[field.name] = getattr(config, field.name)
+    return data
+
+
+# %% book/config.md#the-published-format 911fa550
+# What the published format can say and this book builds in one way only.
+_FIXED = {
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+    "add_cross_attention": False,
+    "is_encoder_decoder": False,
+    "tie_word_embeddings": True,
+    "pruned_heads": {},
+    "quantization_config": {},
+}
+
+
+def _refuse_what_we_cannot_hold(data: dict) -> None:
+    kind = data.get("model_type") or "bert"
+    if kind not in ("bert", "bertbook"):
+        raise ValueError(
+            f"model_type={kind!r} is another architecture than 'bert', the "
+            "one this book builds; choose a BERT checkpoint, or load this "
+            "one with transformers.AutoModel"
+        )
+    fixed = _FIXED | ({"layer_norm": "post"} if kind == "bert" else {})
+    for key, only in fixed.items():
+        value = data.get(key)
+        if value is not None and value != only:
+            raise ValueError(
+                f"{key}={value!r} cannot be built here, where {key} is "
+                f"always {only!r} for model_type={kind!r}; load this "
+                "checkpoint with transformers, or choose another"
+            )
+
+
+# %% book/config.md#the-published-format 6c6808fa
+def _read_labels(data: dict) -> dict:
+    """`num_labels` and `labels` from the published id2label, label2id."""
+    named, numbered = data.get("id2label"), data.get("label2id")
+    for key, value in ("id2label", named), ("label2id", numbered):
+        if value is not None:
+            _check_type(key, value, (dict,), "a JSON object")
+    if named is None and numbered:
+        named = {index: name for name, index in numbered.items()}
+    if named is None:
+        return {"num_labels": data.get("num_labels", 2), "labels": None}
+    # JSON makes the numbers strings.
+    named = {str(index): name for index, name in named.items()}
+    if set(named) != {str(index) for index in range(len(named))}:
+        raise ValueError(
+            f"id2label numbers its labels {', '.join(named)}, and they are "
+            "0, 1, 2 and so on without a gap; number them again"
+        )
+    labels = tuple(named[str(index)] for index in range(len(named)))
+    usual = _default_labels(len(labels))
+    inverse = {name: index for index, name in enumerate(labels)}
+    if numbered and numbered != inverse and set(numbered) != set(usual):
+        raise ValueError(
+            f"label2id={numbered!r} contradicts id2label={inverse!r} read "
+            "backwards; make one the inverse of the other"
+        )
+    count = data.get("num_labels", len(labels))
+    unnamed = labels == usual and count == len(labels)
+    return {"num_labels": count, "labels": None if unnamed else labels}
+
+
+# %% book/config.md#the-published-format 5048b8bd
+# Keys that every published file holds and that change no number here.
+_BOOKKEEPING = """
+_name_or_path architectures bos_token_id chunk_size_feed_forward dtype
+eos_token_id gradient_checkpointing id2label label2id model_type
+output_attentions output_hidden_states return_dict torch_dtype
+torchscript transformers_version use_cache
+""".split()
+
+
+def _fields_of(data: dict) -> set[str]:
+    """The fields that `data` may give; only our own format has all."""
+    ours = data.get("model_type") == "bertbook"
+    held = fields(BertConfig if ours else _Published)
+    return {field.name for field in held} - {"labels"}
+
+
+def unused_keys(data: dict) -> list[str]:
+    """The keys of a configuration that say nothing to this book."""
+    known = _fields_of(data).union(_BOOKKEEPING, _FIXED)
+    return [key for key in data if key not in known]
+
+
+def _from_dict(data: dict) -> dict:
+    _check_type("a configuration", data, (dict,), "a dict")
+    _refuse_what_we_cannot_hold(data)
+    values = {key: data[key] for key in _fields_of(data) if key in data}
+    return values | _read_labels(data)
+
+
 # %% book/config.md#the-papers-sizes 9104b44e
 def _size(layers: int, hidden: int) -> BertConfig:
     return BertConfig(
@@ -381,7 +374,7 @@ PRESETS = {
 }
 
 
-# %% book/config.md#counting-parameters 86c3bca2
+# %% book/config.md#counting-parameters d70fedd0
 def parameter_counts(config: BertConfig) -> dict[str, int]:
     """How many parameters each component of a BERT holds.
 
@@ -392,14 +385,14 @@ def parameter_counts(config: BertConfig) -> dict[str, int]:
     size, layers = config.hidden_size, config.num_hidden_layers
     inner, norm = config.intermediate_size, 2 * size
     linear = size * size + size
-    final = 1 if config.layer_norm == "pre" else 0
+    norms = 1 + 2 * layers + (config.layer_norm == "pre")  # one more
     return {
         "tokens": config.vocab_size * size,
         "positions": config.max_position_embeddings * size,
         "segments": config.type_vocab_size * size,
         "attention": layers * 4 * linear,
         "feed_forward": layers * (2 * size * inner + inner + size),
-        "norms": (1 + 2 * layers + final) * norm,
+        "norms": norms * norm,
         "pooler": linear,
         "mlm_head": linear + norm + config.vocab_size,
         "nsp_head": 2 * size + 2,
