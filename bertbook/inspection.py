@@ -7,7 +7,7 @@ on a page.
 The page: https://bertbook.github.io/bertbook/book/inspection.html
 """
 
-# Tangled from book/inspection.md (6cd024bd): change it there and run
+# Tangled from book/inspection.md (f9db7b29): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -110,7 +110,7 @@ def capture(
     )
 
 
-# %% book/inspection.md#a-head-browser 2c8e88b3
+# %% book/inspection.md#a-head-browser 86cc5651
 import json
 from dataclasses import dataclass, field
 from html import escape
@@ -136,13 +136,13 @@ def _table(tokens, weights):
         for i, word in enumerate(words)
     )
     return (
-        '<div class="hb-scroll" tabindex="0" role="region" '
+        '<div class="hb-scroll" tabindex="0" role="group" '
         'aria-label="Attention weights, in per cent"><table><thead><tr>'
         f"<td></td>{across}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
 
 
-# %% book/inspection.md#a-head-browser 201a8c11
+# %% book/inspection.md#a-head-browser ddb3b3c9
 def _buttons(layers, heads):
     def button(layer, head):
         chosen = layer == head == 0
@@ -152,23 +152,28 @@ def _buttons(layers, heads):
             f'aria-label="layer {layer}, head {head}"></button>'
         )
 
+    numbers = "".join(
+        f'<span aria-hidden="true">{head}</span>' for head in range(heads)
+    )
     rows = "".join(
-        f'<span class="hb-layer" aria-hidden="true">{layer}</span>'
+        f'<span aria-hidden="true">{layer}</span>'
         + "".join(button(layer, head) for head in range(heads))
         for layer in range(layers)
     )
     return (
         '<div class="hb-heads" role="radiogroup" aria-label="Layer and '
-        f'head; arrow keys move" style="--heads:{heads}">{rows}</div>'
+        f'head; arrow keys move" style="--heads:{heads}">'
+        f'<span aria-hidden="true"></span>{numbers}{rows}</div>'
     )
 
 
-# %% book/inspection.md#a-head-browser 1d5d2474
+# %% book/inspection.md#a-head-browser 346fa9b8
 _STYLE = """<style>
 .head-browser { font-size: .8rem; margin: 1rem 0; }
 .hb-heads { display: grid; gap: 3px; align-items: center;
   width: max-content;
   grid-template-columns: 1.2rem repeat(var(--heads), 30px); }
+.hb-heads span { text-align: center; }
 .hb-heads button { width: 30px; height: 30px; padding: 1px; cursor: pointer;
   background: none; border: 1px solid rgba(128, 128, 128, .6); }
 .hb-heads button[aria-checked=true] { outline: 3px solid currentColor; }
