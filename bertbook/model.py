@@ -1,12 +1,12 @@
 """BERT
 
-Puts embeddings and encoder together, pools the first token, and checks what
-it is given before it computes.
+Puts embeddings and encoder together, pools the first token, drops padding
+if asked to, and checks what it is given before it computes.
 
 The page: https://bertbook.github.io/bertbook/book/model.html
 """
 
-# Tangled from book/model.md (8d558947): change it there and run
+# Tangled from book/model.md (9a22ed69): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -20,7 +20,7 @@ __all__ = [
 ]
 
 
-# %% book/model.md#the-model 01802262
+# %% book/model.md#by-hand 01802262
 from typing import NamedTuple
 
 import torch
@@ -33,7 +33,7 @@ from bertbook.embeddings import Embeddings
 from bertbook.encoder import Encoder
 
 
-# %% book/model.md#the-model ba96cc7c
+# %% book/model.md#by-hand ba96cc7c
 class Pooler(nn.Module):
     """tanh of a linear map of the first position, [CLS].
 
@@ -52,7 +52,7 @@ class Pooler(nn.Module):
         return self.dense(hidden[:, 0]).tanh()
 
 
-# %% book/model.md#the-model cec3a725
+# %% book/model.md#what-is-refused cec3a725
 _RANGES = {
     "input_ids": (
         "the ids of this vocabulary",
@@ -73,7 +73,7 @@ _RANGES = {
 }
 
 
-# %% book/model.md#the-model c9ce4000
+# %% book/model.md#what-is-refused c9ce4000
 def _outside(values, stop):
     return (values < 0) | (values >= stop)
 
@@ -88,7 +88,7 @@ def _refuse_value(name, values, stop):
     )
 
 
-# %% book/model.md#the-model 07835a63
+# %% book/model.md#what-is-refused 07835a63
 def _check_tensor(name, given, kinds, shapes):
     """Refuse what is no tensor, of a wrong type or of a wrong shape."""
     if not isinstance(given, Tensor):
@@ -110,7 +110,7 @@ def _check_tensor(name, given, kinds, shapes):
         )
 
 
-# %% book/model.md#the-model dd7c4d72
+# %% book/model.md#what-is-refused dd7c4d72
 _IDS = (torch.int64, torch.int32)
 _MASKS = (*_IDS, torch.bool, torch.uint8, torch.int8, torch.int16)
 
@@ -139,7 +139,7 @@ def _check_ids(config, input_ids):
     return shape
 
 
-# %% book/model.md#the-model 7f12320e
+# %% book/model.md#what-is-refused 7f12320e
 def check_inputs(
     config: BertConfig,
     input_ids: Tensor,
@@ -182,7 +182,7 @@ def check_inputs(
     return attention_mask is not None and found[-1]
 
 
-# %% book/model.md#the-model 3132906b
+# %% book/model.md#without-padding 3132906b
 def find_tokens(
     attention_mask: Bool[Tensor, "batch seq"] | Int[Tensor, "batch seq"],
 ) -> tuple[Int[Tensor, "tokens"], list[int]]:
@@ -191,7 +191,7 @@ def find_tokens(
     return real.flatten().nonzero()[:, 0], real.sum(1).tolist()
 
 
-# %% book/model.md#the-model ac3405b4
+# %% book/model.md#without-padding ac3405b4
 def put_back(
     hidden: Float[Tensor, "tokens hidden"],
     places: Int[Tensor, "tokens"],
@@ -203,7 +203,7 @@ def put_back(
     return rows.index_copy_(0, places, hidden).unflatten(0, (batch, seq))
 
 
-# %% book/model.md#the-model 773e2e52
+# %% book/model.md#without-padding 773e2e52
 def _for_heads(attention_mask):
     """The mask as attention takes it: (batch, 1, queries or 1, keys)."""
     batch, seq = attention_mask.shape[0], attention_mask.shape[-1]
@@ -294,7 +294,7 @@ class BertModel(PreTrainedModel):
         )
 
 
-# %% book/model.md#the-model 2a2adb57
+# %% book/model.md#what-it-costs 2a2adb57
 def operation_counts(
     config: BertConfig, batch: int, seq: int, predictions: int = 0
 ) -> dict[str, int]:
