@@ -6,7 +6,7 @@ their scaled products, masks, and many heads at once.
 The page: https://bertbook.github.io/bertbook/book/attention.html
 """
 
-# Tangled from book/attention.md (9ceb2d81): change it there and run
+# Tangled from book/attention.md (6b22d630): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -114,7 +114,7 @@ def attend_packed(
     return torch.cat(contexts)
 
 
-# %% book/attention.md#the-layer 69cd058b
+# %% book/attention.md#the-layer 7843f957
 class SelfAttention(nn.Module):
     """Multi-head self-attention (Attention Is All You Need, section 3.2.2).
 
@@ -125,7 +125,7 @@ class SelfAttention(nn.Module):
         super().__init__()
         size = config.hidden_size
         self.num_heads = config.num_attention_heads
-        self.dropout_prob = config.attention_probs_dropout_prob
+        self.dropout_prob = float(config.attention_probs_dropout_prob)
         self.explicit = config.attn_implementation == "eager"
         self.query_key_value = nn.Linear(size, 3 * size)
         self.output = nn.Linear(size, size)

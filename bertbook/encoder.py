@@ -6,7 +6,7 @@ and a LayerNorm, and returns what every layer saw.
 The page: https://bertbook.github.io/bertbook/book/encoder.html
 """
 
-# Tangled from book/encoder.md (faf733b8): change it there and run
+# Tangled from book/encoder.md (05e13a78): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -18,10 +18,11 @@ __all__ = [
 ]
 
 
-# %% book/encoder.md#the-layer fc7ea536
+# %% book/encoder.md#the-encoder ba795eed
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -30,24 +31,31 @@ from torch.utils.checkpoint import checkpoint
 from bertbook.attention import SelfAttention
 from bertbook.config import BertConfig
 
-# %% book/encoder.md#the-layer 8609a10e
-ACTIVATIONS = {
-    "gelu": nn.GELU(),
-    "gelu_new": nn.GELU("tanh"),
-    "gelu_pytorch_tanh": nn.GELU("tanh"),
-    "relu": nn.ReLU(),
+# %% book/encoder.md#gelu c88b302c
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_new": partial(F.gelu, approximate="tanh"),
+    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
 }
 
 
-# %% book/encoder.md#the-layer d9bcc349
+# %% book/encoder.md#each-word-alone 7ee705e8
 class FeedForward(nn.Module):
-    """Two linear maps with an activation between (section 3.3)."""
+    """Two linear maps with an activation between.
+
+    Attention Is All You Need, section 3.3; the activation is BERT's.
+    """
 
     def __init__(self, config: BertConfig):
         super().__init__()
-        self.expand = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.expand = nn.Linear(
+            config.hidden_size, config.intermediate_size
+        )
         self.activation = ACTIVATIONS[config.hidden_act]
-        self.contract = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.contract = nn.Linear(
+            config.intermediate_size, config.hidden_size
+        )
 
     def forward(
         self, hidden: Float[Tensor, "*batch hidden"]
@@ -56,9 +64,12 @@ class FeedForward(nn.Module):
         return self.contract(self.activation(self.expand(hidden)))
 
 
-# %% book/encoder.md#the-layer 35ed31b8
+# %% book/encoder.md#residuals-and-norms 8927f692
 class EncoderLayer(nn.Module):
-    """Attention and feed-forward, each with its residual and LayerNorm."""
+    """Attention and feed-forward, each with its residual and LayerNorm.
+
+    `layer_norm="pre"` in the configuration moves the norms to the front.
+    """
 
     def __init__(self, config: BertConfig):
         super().__init__()
@@ -80,7 +91,10 @@ class EncoderLayer(nn.Module):
         Float[Tensor, "*batch seq hidden"],
         Float[Tensor, "batch heads seq seq"] | None,
     ]:
-        """The new hidden states, and the attention weights if asked for."""
+        """The new hidden states, and the attention weights if asked for.
+
+        The arguments are those of `SelfAttention.forward`.
+        """
         before = self.attention_norm(hidden) if self.pre else hidden
         gathered, weights = self.attention(
             before, mask, lengths, output_attentions
@@ -94,16 +108,16 @@ class EncoderLayer(nn.Module):
         return self.feed_forward_norm(hidden), weights
 
 
-# %% book/encoder.md#the-layer 731b311b
+# %% book/encoder.md#the-stack f52e7903
 class EncoderOutput(NamedTuple):
-    """What the encoder returns; tuples are empty unless asked for."""
+    """What the encoder returns; `attentions` is empty unless asked for."""
 
     last_hidden_state: Tensor
     hidden_states: tuple[Tensor, ...]  # embeddings first, then each layer
     attentions: tuple[Tensor, ...]
 
 
-# %% book/encoder.md#the-layer ac9221b5
+# %% book/encoder.md#the-stack c6658a15
 class Encoder(nn.Module):
     """`num_hidden_layers` layers, one after another."""
 
@@ -126,7 +140,10 @@ class Encoder(nn.Module):
         lengths: list[int] | None = None,
         output_attentions: bool = False,
     ) -> EncoderOutput:
-        """All hidden states and, if asked for, all attention weights."""
+        """All hidden states and, if asked for, all attention weights.
+
+        The arguments are those of `SelfAttention.forward`.
+        """
         states, attentions = [hidden], []
         for layer in self.layers:
             arguments = (states[-1], mask, lengths, output_attentions)
