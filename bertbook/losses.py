@@ -6,7 +6,7 @@ only where a label stands.
 The page: https://bertbook.github.io/bertbook/book/losses.html
 """
 
-# Tangled from book/losses.md (a9ab1c18): change it there and run
+# Tangled from book/losses.md (79804caa): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -19,17 +19,17 @@ __all__ = [
 ]
 
 
-# %% book/losses.md#the-code f73deaa3
+# %% book/losses.md#only-where-a-label-stands f73deaa3
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-# %% book/losses.md#the-code 34125586
+# %% book/losses.md#only-where-a-label-stands 34125586
 IGNORED = -100
 
 
-# %% book/losses.md#the-code 933c4879
+# %% book/losses.md#only-where-a-label-stands 933c4879
 def _full(logits):
     """At least float32: a sum over 30,522 bfloat16 exponentials drifts."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -47,7 +47,7 @@ def cross_entropy(
     return total / (labels != IGNORED).sum().clamp(min=1)
 
 
-# %% book/losses.md#the-code 36706e0d
+# %% book/losses.md#labels-that-cannot-be 36706e0d
 _INTEGERS = (torch.int64, torch.int32)
 
 
@@ -78,7 +78,7 @@ def _refuse_first(name, labels, wrong, expected):
     raise ValueError(f"{name}{place} is {value}, and {expected}")
 
 
-# %% book/losses.md#the-code a1cdaced
+# %% book/losses.md#labels-that-cannot-be a1cdaced
 def check_labels(
     labels: Tensor,
     shapes: list[tuple[int, ...]],
@@ -105,7 +105,7 @@ def check_labels(
     _refuse_first(name, labels, wrong, expected)
 
 
-# %% book/losses.md#the-code f1c375fd
+# %% book/losses.md#labels-that-cannot-be f1c375fd
 def classification_loss(
     logits: Float[Tensor, "*cases classes"],
     labels: Tensor | None,
@@ -124,7 +124,7 @@ def classification_loss(
     return cross_entropy(logits.flatten(0, -2), labels.flatten())
 
 
-# %% book/losses.md#the-code c9da539e
+# %% book/losses.md#three-kinds-of-answer c9da539e
 def guess_problem(labels: Tensor, num_labels: int) -> str:
     """One output is a regression, integers are classes, and other numbers
     one probability for each class."""
@@ -135,7 +135,7 @@ def guess_problem(labels: Tensor, num_labels: int) -> str:
     return "multi_label_classification"
 
 
-# %% book/losses.md#the-code f68b73b2
+# %% book/losses.md#three-kinds-of-answer f68b73b2
 def sequence_loss(
     logits: Float[Tensor, "batch classes"],
     labels: Tensor | None,
