@@ -6,7 +6,7 @@ sentences follow each other, and classifying texts, words and spans.
 The page: https://bertbook.github.io/bertbook/book/heads.html
 """
 
-# Tangled from book/heads.md (6f0499cc): change it there and run
+# Tangled from book/heads.md (793b7fdc): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 
-# %% book/heads.md#heads 7a74784c
+# %% book/heads.md#what-they-share 7a74784c
 from typing import NamedTuple
 
 import torch
@@ -46,7 +46,7 @@ from bertbook.losses import (
 from bertbook.model import BertModel, BertModelOutput
 
 
-# %% book/heads.md#a-head 57182e88
+# %% book/heads.md#what-they-share 57182e88
 class BertWithHead(PreTrainedModel):
     """BERT as `bert`, and a head that each subclass defines in `head`."""
 
@@ -72,7 +72,7 @@ class BertWithHead(PreTrainedModel):
         return self.head(outputs, **labels)
 
 
-# %% book/heads.md#a-head 3057fa24
+# %% book/heads.md#what-they-share 3057fa24
 class HeadOutput(NamedTuple):
     """What a model with one head returns."""
 
