@@ -1,18 +1,20 @@
 """The files of a checkpoint
 
-Finds, reads and writes the files that a checkpoint is made of: one
-safetensors file or several with an index, replaced as a whole or not at
-all, and never a pickle.
+Finds, reads and writes the files that a checkpoint is made of: a
+configuration, one safetensors file or several with an index, and a
+vocabulary; replaced as a whole or not at all, and never a pickle.
 
 The page: https://bertbook.github.io/bertbook/book/checkpoint_files.html
 """
 
-# Tangled from book/checkpoint_files.md (2a97c544): change it there and run
+# Tangled from book/checkpoint_files.md (894d5d66): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
     "STEMS",
+    "check_vocabulary",
     "find_checkpoint",
+    "read_configuration",
     "read_weights",
     "saving",
     "shards",
@@ -20,18 +22,13 @@ __all__ = [
 ]
 
 
-# %% book/checkpoint_files.md#reading abc21a19
+# %% book/checkpoint_files.md#reading f431ca2b
 import json
 import re
 from pathlib import Path
 
-from torch import Tensor
-
-from bertbook.tokenizer import pretrained_folder
-from bertbook.training_loop import load_tensors, save_tensors
-
-# The weights of each format lie in STEM.safetensors, or in several files
-# that STEM.safetensors.index.json lists.
+# The weights of a format lie in STEM.safetensors, or in several files that
+# STEM.safetensors.index.json lists.
 STEMS = {"bertbook": "bertbook", "published": "model"}
 _SAVED = ".saved"  # a complete save that is not yet in its place
 
@@ -45,7 +42,7 @@ def _weights_file(folder):
     return None, None
 
 
-# %% book/checkpoint_files.md#reading 0509a873
+# %% book/checkpoint_files.md#reading 512ae9b7
 _PICKLES = "*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle"
 
 
@@ -53,7 +50,7 @@ def _no_weights(folder):
     pickles = [p.name for ending in _PICKLES for p in folder.glob(ending)]
     if pickles:
         return ValueError(
-            f"{folder} has its weights in {sorted(pickles)[0]} only, a "
+            f"{folder} has its weights only in {sorted(pickles)[0]}, a "
             "pickle, which may run any program when it is read; ask for "
             "the model.safetensors of the same model"
         )
@@ -64,22 +61,22 @@ def _no_weights(folder):
     )
 
 
-# %% book/checkpoint_files.md#reading 79a88ee1
+# %% book/checkpoint_files.md#reading e4b8026c
 def _read_index(path):
     """Which file holds which tensor."""
     try:
         places = json.loads(path.read_text("utf-8"))["weight_map"]
         files = set(places.values())
-        plain = all(Path(name).name == name for name in files)
+        good = files and all(Path(name).name == name for name in files)
     except (ValueError, LookupError, AttributeError, TypeError):
-        plain = False
-    if not plain:
+        good = False
+    if not good:
         raise ValueError(
             f"{path} is no index, which maps each name to a file beside "
             "it; get the file again"
         )
     for name in sorted(files):
-        if not (path.parent / name).exists():
+        if not (path.parent / name).is_file():
             raise FileNotFoundError(
                 f"{path} lists {name}, which is not there; get all "
                 f"{len(files)} files"
@@ -87,7 +84,12 @@ def _read_index(path):
     return places
 
 
-# %% book/checkpoint_files.md#reading 15aa8509
+# %% book/checkpoint_files.md#reading fff4c12c
+from torch import Tensor
+
+from bertbook.training_loop import load_tensors
+
+
 def read_weights(folder: str | Path) -> tuple[dict[str, Tensor], str]:
     """All tensors of a checkpoint by their names there, and its format.
 
@@ -112,7 +114,64 @@ def read_weights(folder: str | Path) -> tuple[dict[str, Tensor], str]:
     return tensors, format
 
 
-# %% book/checkpoint_files.md#reading 7198fc55
+# %% book/checkpoint_files.md#reading 2bbcb2de
+from bertbook.config import BertConfig, unused_keys
+
+
+def read_configuration(folder: str | Path) -> tuple[BertConfig, list[str]]:
+    """The configuration of a checkpoint, and its keys without a meaning.
+
+    Raises FileNotFoundError, and what `BertConfig.from_json_file` raises.
+    """
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{folder} holds no config.json, and without it the sizes of "
+            "the model are unknown; name a folder that save_pretrained "
+            "wrote"
+        )
+    config = BertConfig.from_json_file(path)
+    return config, unused_keys(json.loads(path.read_text("utf-8")))
+
+
+# %% book/checkpoint_files.md#reading a4c37186
+from bertbook.tokenizer_files import (
+    check_vocab,
+    read_tokenizer_json,
+    read_vocab,
+)
+
+
+def check_vocabulary(folder: str | Path, rows: int) -> str | None:
+    """What to know about the vocabulary beside weights of `rows` rows.
+
+    None where it has as many pieces, or there is none. Raises ValueError
+    where it has more, or cannot be read.
+    """
+    form, lines = (Path(folder, n) for n in ("tokenizer.json", "vocab.txt"))
+    path = form if form.exists() else lines
+    if not path.exists():
+        return None
+    read = (
+        read_tokenizer_json if path is form else lambda p: (read_vocab(p),)
+    )
+    try:
+        vocab = read(path)[0]
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is no tokenizer of BERT ({error!r}); get it again"
+        ) from None
+    check_vocab(vocab, (), rows, path)
+    size = max(vocab.values()) + 1
+    spare = (
+        f"{path.name} has {size} pieces for {rows} rows, which is no harm"
+    )
+    return None if size == rows else spare
+
+
+# %% book/checkpoint_files.md#reading f0260041
+from bertbook.tokenizer import pretrained_folder
+
 _PATTERNS = (
     "config.json",
     "*.safetensors",
@@ -124,11 +183,11 @@ _PATTERNS = (
 
 def _is_complete(folder):
     path, _ = _weights_file(folder)
+    if path is None or path.suffix != ".json":
+        return path is not None
     try:
-        return path is not None and (
-            path.suffix != ".json" or bool(_read_index(path))
-        )
-    except FileNotFoundError:
+        return bool(_read_index(path))
+    except FileNotFoundError:  # the download stopped between two files
         return False
 
 
@@ -138,27 +197,25 @@ def find_checkpoint(
     """The folder of a checkpoint by its path or its name.
 
     A save that was complete when it was interrupted is found as well. For
-    names, and what they raise, see `pretrained_folder`.
+    names, and for what they raise, see `pretrained_folder`.
     """
     folder = pretrained_folder(source, _PATTERNS, _is_complete, revision)
     saved = folder / _SAVED
     return saved if saved.is_dir() else folder
 
 
-# %% book/checkpoint_files.md#writing a610e3fe
+# %% book/checkpoint_files.md#writing 57a479db
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 def _bytes_in(size):
-    if isinstance(size, int) and size > 0:
-        return size
-    found = re.fullmatch(r"([0-9]+) ?([KMG]B)", str(size))
-    if not found or not int(found[1]):
+    found = re.fullmatch(r"([1-9][0-9]*) ?([KMG]B)?", str(size))
+    if not found:
         raise ValueError(
             f"max_shard_size={size!r} is no size; give a number of bytes, "
             "or a string such as '500MB' or '2GB'"
         )
-    return int(found[1]) * _UNITS[found[2]]
+    return int(found[1]) * _UNITS.get(found[2], 1)
 
 
 def shards(tensors: dict[str, Tensor], size: int) -> list[dict]:
@@ -176,7 +233,11 @@ def shards(tensors: dict[str, Tensor], size: int) -> list[dict]:
     return parts
 
 
-# %% book/checkpoint_files.md#writing 6aa681e9
+# %% book/checkpoint_files.md#writing 49e6962f
+from bertbook.reproducibility import write_atomically
+from bertbook.training_loop import save_tensors
+
+
 def write_weights(
     folder: str | Path,
     tensors: dict[str, Tensor],
@@ -185,34 +246,33 @@ def write_weights(
 ) -> None:
     """Writes `tensors` into `folder`, in one file or in several.
 
-    `max_shard_size` is in bytes or like "2GB"; None is one file.
+    `max_shard_size` is in bytes or like "2GB"; None is one file. Raises
+    ValueError where it is neither.
     """
-    stem = Path(folder) / STEMS[format]
-    parts = [tensors]
+    stem, parts = STEMS[format], [tensors]
     if max_shard_size is not None:
         parts = shards(tensors, _bytes_in(max_shard_size))
     names, places = [f"{stem}.safetensors"], {}
     if len(parts) > 1:
-        count = f"{len(parts):05}.safetensors"
-        names = [f"{stem}-{i + 1:05}-of-{count}" for i in range(len(parts))]
+        end = f"-of-{len(parts):05}.safetensors"
+        names = [f"{stem}-{i + 1:05}{end}" for i in range(len(parts))]
     for name, part in zip(names, parts, strict=True):
-        # Without this entry `transformers` refuses the file.
-        save_tensors(name, part, {"format": "pt"})
-        places |= dict.fromkeys(part, Path(name).name)
+        # Some versions of `transformers` refuse a file without this entry.
+        save_tensors(Path(folder, name), part, {"format": "pt"})
+        places |= dict.fromkeys(part, name)
     if len(parts) > 1:
         size = sum(tensor.nbytes for tensor in tensors.values())
         index = {"metadata": {"total_size": size}, "weight_map": places}
         text = json.dumps(index, indent=2) + "\n"
-        write_atomically(f"{stem}.safetensors.index.json", text)
+        write_atomically(
+            Path(folder, f"{stem}.safetensors.index.json"), text
+        )
 
 
-# %% book/checkpoint_files.md#writing c913ebfc
+# %% book/checkpoint_files.md#all-or-nothing 05d76cb7
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-
-from bertbook.reproducibility import write_atomically
+from contextlib import suppress
 
 
 def _put(path, place):
@@ -229,6 +289,16 @@ def _put(path, place):
     os.replace(link, place)
 
 
+def _discard(folder):
+    aside = folder.with_name(".saving")
+    if folder.name == _SAVED:  # gone at once, then bit by bit
+        _discard(aside)
+        os.replace(folder, aside)
+    if aside.exists():
+        shutil.rmtree(aside)
+
+
+# %% book/checkpoint_files.md#all-or-nothing b0250c86
 _OURS = re.compile(
     rf"({'|'.join(STEMS.values())})"
     r"(-[0-9]{5}-of-[0-9]{5})?\.safetensors(\.index\.json)?"
@@ -249,23 +319,19 @@ def _finish(folder):
     _discard(saved)
 
 
-# %% book/checkpoint_files.md#writing bbc71632
-def _discard(folder):
-    aside = folder.with_name(".saving")
-    if folder.name == _SAVED:  # gone at once, then bit by bit
-        _discard(aside)
-        os.replace(folder, aside)
-    if aside.exists():
-        shutil.rmtree(aside)
+# %% book/checkpoint_files.md#all-or-nothing 658783a9
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 @contextmanager
 def saving(folder: str | Path) -> Iterator[Path]:
     """A folder to write the files of a checkpoint into.
 
-    When the block ends they replace those in `folder`, all at once for
-    `find_checkpoint`: a kill before leaves the old ones, a kill after the
-    new ones. An error in the block leaves the old ones.
+    When the block ends they replace those in `folder`, for
+    `find_checkpoint` all at once: a kill before that leaves the old ones,
+    one after it the new ones. An error in the block leaves the old ones.
+    Other files in `folder` stay.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ names of this book, in both directions, without changing a number.
 The page: https://bertbook.github.io/bertbook/book/published_names.html
 """
 
-# Tangled from book/published_names.md (1c7d4e6a): change it there and run
+# Tangled from book/published_names.md (040175a9): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 
-# %% book/published_names.md#the-table 7e5274ee
+# %% book/published_names.md#the-table d2d81b4e
 import re
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -32,7 +32,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# In a layer, what stands before it left out:
+# In a layer, with what stands before it left out:
 _IN_A_LAYER = {
     "attention.self.query": "attention.query_key_value",
     "attention.self.key": "attention.query_key_value",
@@ -65,7 +65,22 @@ MODULES = {
 }
 
 
-# %% book/published_names.md#the-table d5aee158
+# %% book/published_names.md#names-as-they-were-once 70e58ca9
+_WRAPPERS = re.compile(r"^((module|_orig_mod)\.)*(bert\.)?")
+_OLD = {"gamma": "weight", "beta": "bias"}
+
+
+def modern_name(name: str) -> str:
+    """A published name as it is written today, without `bert.` before it.
+
+    Older files call the two parts of a LayerNorm `gamma` and `beta`, and
+    wrappers of a model leave `module.` or `_orig_mod.` before each name.
+    """
+    module, dot, kind = _WRAPPERS.sub("", name).rpartition(".")
+    return f"{module}{dot}{_OLD.get(kind, kind)}"
+
+
+# %% book/published_names.md#names-as-they-were-once d5aee158
 _NUMBER = re.compile(r"\.(0|[1-9][0-9]*)\.")
 
 
@@ -88,24 +103,12 @@ _PUBLISHED = {
 }
 
 
-# %% book/published_names.md#the-table 44027ebc
-_WRAPPERS = re.compile(r"^((module|_orig_mod)\.)*(bert\.)?")
-_OLD = {"gamma": "weight", "beta": "bias"}
-
-
-def modern_name(name: str) -> str:
-    """A published name as it is written today, without `bert.` before it.
-
-    Older files call the two parts of a LayerNorm `gamma` and `beta`, and
-    wrappers of a model leave `module.` or `_orig_mod.` before each name.
-    """
-    module, dot, kind = _WRAPPERS.sub("", name).rpartition(".")
-    return f"{module}{dot}{_OLD.get(kind, kind)}"
-
-
+# %% book/published_names.md#names-as-they-were-once 59319a2e
 def our_name(published: str) -> str | None:
-    """The parameter that holds a published one, or a third of it; None if
-    there is none. No `bert.` stands before it."""
+    """The parameter that holds a published one, or holds it as a third.
+
+    No `bert.` stands before it. None where there is no such parameter.
+    """
     return next(iter(_look_up(_OURS, modern_name(published))), None)
 
 
@@ -125,7 +128,7 @@ def published_names(ours: str) -> tuple[str, ...]:
     return tuple(ours[: len(ours) - len(stem)] + name for name in found)
 
 
-# %% book/published_names.md#the-table 863b9b2f
+# %% book/published_names.md#what-a-file-says 2b51dc52
 BUFFERS = "embeddings.position_ids", "embeddings.token_type_ids"
 TIED = {
     "cls.predictions.decoder.weight": "embeddings.word_embeddings.weight",
@@ -137,13 +140,13 @@ class NamesRead(NamedTuple):
     """What the names in a published file mean."""
 
     parts: dict[str, tuple[str, ...]]  # ours: those in the file, stacked
-    renamed: dict[str, str]  # as found: as it is written today
+    renamed: dict[str, str]  # of these, as found: as written today
     buffers: tuple[str, ...]  # constants that no longer belong in a file
     tied: dict[str, str]  # a copy: what it should equal
     unknown: tuple[str, ...]  # nothing here, or not all of a stack
 
 
-# %% book/published_names.md#the-table 4d45125c
+# %% book/published_names.md#what-a-file-says 3d6b7c54
 def _by_modern_name(names):
     found = {}
     for name in names:
@@ -151,19 +154,20 @@ def _by_modern_name(names):
         if other != name:
             raise ValueError(
                 f"{other} and {name} are two names of one parameter, and "
-                "which holds its numbers is not said; remove one of them "
+                "which of them holds its numbers is not said; remove one "
                 "from the file"
             )
     return found
 
 
+# %% book/published_names.md#what-a-file-says 2ae90b10
 def read_names(names: Iterable[str]) -> NamesRead:
-    """What published `names` mean: each stands in one place of the answer.
+    """What published `names` mean: each has one place in the answer.
 
     Raises ValueError where two of them name the same parameter.
     """
     found = _by_modern_name(names)
-    buffers, tied, unknown, here = [], {}, [], {}
+    parts, renamed, buffers, tied, unknown, here = {}, {}, [], {}, [], {}
     for modern, name in found.items():
         if modern in BUFFERS:
             buffers.append(name)
@@ -171,30 +175,29 @@ def read_names(names: Iterable[str]) -> NamesRead:
             tied[name] = found[TIED[modern]]
         else:  # a copy alone stands for what it copies
             here[TIED.get(modern, modern)] = name
-    parts = {}
     for modern, name in here.items():
         ours = our_name(modern)
         wanted = published_names(ours) if ours else ()
-        if wanted and all(each in here for each in wanted):
-            parts[ours] = tuple(here[each] for each in wanted)
-        else:
+        if not wanted or not all(each in here for each in wanted):
             unknown.append(name)
-    renamed = {
-        name: modern
-        for modern, name in found.items()
-        if name.removeprefix("bert.") != modern
-    }
+            continue
+        parts[ours] = tuple(here[each] for each in wanted)
+        if name.removeprefix("bert.") != modern:
+            renamed[name] = modern
     return NamesRead(parts, renamed, tuple(buffers), tied, tuple(unknown))
 
 
-# %% book/published_names.md#the-table f5e358ef
+# %% book/published_names.md#there-and-back edc6d09e
 def stack(tensors: list[Tensor]) -> Tensor:
     """The rows of all `tensors`, one after another, in new memory."""
     return tensors[0].clone() if len(tensors) == 1 else torch.cat(tensors)
 
 
 def from_published(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Published tensors by our names, without `bert.` before them."""
+    """Published tensors by our names, without `bert.` before them.
+
+    What has no name here is left out; `read_names` tells what that is.
+    """
     parts = read_names(tensors).parts
     return {
         ours: stack([tensors[name] for name in names])
