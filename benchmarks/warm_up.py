@@ -29,7 +29,7 @@ def page_functions():
     chapter = parse_chapter(
         PAGE, read_source(ROOT, PAGE), parser_config(ROOT)
     )
-    space = {"__name__": "encoder"}
+    space = {"__name__": "encoder", "torch": torch}
     for cell in chapter.cells:
         if "tangle" in cell.options:
             exec(cell.text, space)
