@@ -6,7 +6,7 @@ sentences it is in, added and normalised.
 The page: https://bertbook.github.io/bertbook/book/embeddings.html
 """
 
-# Tangled from book/embeddings.md (40325e89): change it there and run
+# Tangled from book/embeddings.md (322c1a93): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -14,7 +14,7 @@ __all__ = [
 ]
 
 
-# %% book/embeddings.md#the-layer d57a4c73
+# %% book/embeddings.md#the-layer c81ab27c
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -22,7 +22,17 @@ from torch import Tensor, nn
 from bertbook.config import BertConfig
 
 
-# %% book/embeddings.md#the-layer a75b8f98
+def _filled_in(input_ids, token_type_ids, position_ids):
+    """Segment 0 and positions 0, 1, 2, ... where none are given."""
+    if token_type_ids is None:
+        token_type_ids = torch.zeros_like(input_ids)
+    if position_ids is None:
+        length = input_ids.shape[-1]
+        position_ids = torch.arange(length, device=input_ids.device)
+    return token_type_ids, position_ids
+
+
+# %% book/embeddings.md#the-layer fa5871a1
 class Embeddings(nn.Module):
     """Token, segment and position embeddings, added, normalised, dropped
     out (BERT, section 3.2 and figure 2)."""
@@ -49,12 +59,7 @@ class Embeddings(nn.Module):
         `token_type_ids` (0: first sentence, 1: second) are 0 by default;
         `position_ids` are 0, 1, 2, ... by default.
         """
-        if token_type_ids is None:
-            token_type_ids = torch.zeros_like(input_ids)
-        if position_ids is None:
-            position_ids = torch.arange(
-                input_ids.shape[-1], device=input_ids.device
-            )
-        summed = self.tokens(input_ids) + self.segments(token_type_ids)
-        summed = summed + self.positions(position_ids)
+        sides, places = _filled_in(input_ids, token_type_ids, position_ids)
+        summed = self.tokens(input_ids) + self.segments(sides)
+        summed = summed + self.positions(places)
         return self.dropout(self.norm(summed))
