@@ -6,7 +6,7 @@ if asked to, and checks what it is given before it computes.
 The page: https://bertbook.github.io/bertbook/book/model.html
 """
 
-# Tangled from book/model.md (9a22ed69): change it there and run
+# Tangled from book/model.md (a8315636): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -223,6 +223,20 @@ def _tokens_only(mask, input_ids, token_type_ids, position_ids):
     return ids, places, lengths
 
 
+# %% book/model.md#without-padding 5ab047f8
+def _prepare(config, given, keep_padding):
+    """The ids, the mask, and where and how long the packed rows are."""
+    input_ids, attention_mask, token_type_ids, position_ids = given
+    ids = input_ids, token_type_ids, position_ids
+    if not check_inputs(config, *given):
+        return ids, None, None, None
+    packs = config.remove_padding and attention_mask.ndim == 2
+    if keep_padding or not packs:
+        return ids, _for_heads(attention_mask), None, None
+    ids, places, lengths = _tokens_only(attention_mask, *ids)
+    return ids, None, places, lengths
+
+
 # %% book/model.md#the-model 101be955
 class BertModelOutput(NamedTuple):
     """What `BertModel` returns."""
@@ -235,7 +249,7 @@ class BertModelOutput(NamedTuple):
     )  # (batch, heads, seq, seq) a layer
 
 
-# %% book/model.md#the-model afd490fc
+# %% book/model.md#the-model a4c2f48d
 class BertModel(PreTrainedModel):
     """Embeddings, encoder and pooler (Devlin et al., 2019, section 3)."""
 
@@ -261,20 +275,10 @@ class BertModel(PreTrainedModel):
         something may be read; `token_type_ids` and `position_ids` are
         (batch, seq) or (1, seq). Raises what `check_inputs` raises.
         """
-        masked = check_inputs(
-            self.config,
-            input_ids,
-            attention_mask,
-            token_type_ids,
-            position_ids,
+        given = input_ids, attention_mask, token_type_ids, position_ids
+        ids, mask, places, lengths = _prepare(
+            self.config, given, output_attentions
         )
-        ids = input_ids, token_type_ids, position_ids
-        mask = places = lengths = None
-        packed = self.config.remove_padding and not output_attentions
-        if masked and packed and attention_mask.ndim == 2:
-            ids, places, lengths = _tokens_only(attention_mask, *ids)
-        elif masked:
-            mask = _for_heads(attention_mask)
         encoded = self.encoder(
             self.embeddings(*ids), mask, lengths, output_attentions
         )
