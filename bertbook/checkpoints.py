@@ -1,91 +1,21 @@
 """Checkpoints
 
-Loads a published checkpoint into a model, says what it did with every
-tensor, and writes a model so that others can load it.
+Loads a published checkpoint into a model, says what became of every tensor,
+and writes a model so that others can load it.
 
 The page: https://bertbook.github.io/bertbook/book/checkpoints.html
 """
 
-# Tangled from book/checkpoints.md (3c59d3e0): change it there and run
+# Tangled from book/checkpoints.md (bcb29500): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
-    "CheckpointError",
-    "LoadingReport",
     "PreTrainedModel",
     "draw",
 ]
 
 
-# %% book/checkpoints.md#the-report 048de005
-from dataclasses import dataclass
-
-_SECTIONS = {
-    "mismatched": "of another shape or type",
-    "untied": "not the copy that it should be, and a tied one is all that "
-    "this model can hold",
-    "missing": "not in the file, and drawn anew",
-    "left_out": "left out, for this model has no place for it",
-    "unexpected": "left out, for it means nothing here",
-    "vocabulary": "the vocabulary does not fit",
-    "renamed": "found under an old name",
-    "buffers": "a constant that is no weight, passed over",
-    "tied": "a copy, passed over",
-    "unused_keys": "said by config.json, and nothing here depends on it",
-    "notes": "besides",
-}
-_FATAL = "mismatched", "untied"
-_PROBLEMS = *_FATAL, "missing", "left_out", "unexpected", "vocabulary"
-
-
-# %% book/checkpoints.md#the-report 2ec139b4
-@dataclass(frozen=True)
-class LoadingReport:
-    """What became of every tensor of a checkpoint, and why.
-
-    All but the first are names, or sentences that begin with one.
-    """
-
-    title: str  # which model, from which file
-    mismatched: tuple[str, ...] = ()  # this and `untied` always raise
-    untied: tuple[str, ...] = ()
-    missing: tuple[str, ...] = ()  # from here on `strict=True` raises
-    left_out: tuple[str, ...] = ()
-    unexpected: tuple[str, ...] = ()
-    vocabulary: tuple[str, ...] = ()
-    renamed: tuple[str, ...] = ()  # from here on all is well
-    buffers: tuple[str, ...] = ()
-    tied: tuple[str, ...] = ()
-    unused_keys: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-
-    @property
-    def problems(self) -> dict[str, tuple[str, ...]]:
-        """What was lost or made up, by the name of the field."""
-        found = {name: getattr(self, name) for name in _PROBLEMS}
-        return {name: items for name, items in found.items() if items}
-
-    def __str__(self) -> str:
-        lines = [self.title]
-        for name, sentence in _SECTIONS.items():
-            items = getattr(self, name)
-            if items:
-                lines.append(f"  {sentence} ({len(items)}):")
-                lines += [f"    {item}" for item in items[:8]]
-            if len(items) > 8:
-                lines.append(f"    and {len(items) - 8} more")
-        return "\n".join(lines)
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that does not fit; `report` says all that was found."""
-
-    def __init__(self, report: LoadingReport):
-        super().__init__(str(report))
-        self.report = report
-
-
-# %% book/checkpoints.md#drawing-weights 57114a92
+# %% book/checkpoints.md#fresh-weights 09786485
 import torch
 from torch import nn
 
@@ -95,8 +25,8 @@ def draw(module: nn.Module, name: str, std: float) -> None:
     """Draws the parameter `name` of `module` anew.
 
     Matrices come from a normal distribution cut at two standard deviations
-    (the code of Devlin et al. 2019), the row of the padding is zero, and so
-    are biases; a LayerNorm starts as the identity.
+    (the code of Devlin et al., 2019); the row of the padding is zero, and
+    so are biases; a LayerNorm starts as the identity.
     """
     parameter = getattr(module, name)
     if name == "bias":
@@ -109,94 +39,19 @@ def draw(module: nn.Module, name: str, std: float) -> None:
         parameter[module.padding_idx].zero_()
 
 
-# %% book/checkpoints.md#filling-a-model e9343ead
+# %% book/checkpoints.md#filling a46d4609
 from functools import reduce
 
-from bertbook.published_names import NamesRead, read_names, stack
-
-_ENCODER = "embeddings.", "encoder.", "pooler."
+from bertbook.published_names import stack
 
 
-def _read(tensors, format):
-    if format == "published":
-        return read_names(tensors)
-    parts = {name.removeprefix("bert."): (name,) for name in tensors}
-    return NamesRead(parts, {}, (), {}, ())
-
-
-def _as_in(wanted, parts):
-    """`parts` with the `bert.` that a model with a head puts before."""
-    inside = any(name.startswith("bert.") for name in wanted)
-    return {
-        f"bert.{name}" if inside and name.startswith(_ENCODER) else name: at
-        for name, at in parts.items()
-    }
-
-
-# %% book/checkpoints.md#filling-a-model 6c3bc9bd
-def _misfits(wanted, parts, tensors):
-    """One sentence for each tensor that has no place in `wanted`."""
-    for ours, names in parts.items():
-        rows, *rest = wanted[ours].shape
-        expected = rows // len(names), *rest
-        for name in names:
-            found = tensors[name]
-            if not found.is_floating_point():
-                kind = str(found.dtype).removeprefix("torch.")
-                yield f"{name} holds {kind}, and weights are floating point"
-            elif tuple(found.shape) != expected:
-                shapes = f"{tuple(found.shape)} there, {expected} here"
-                if ours.endswith("embeddings.tokens.weight"):
-                    shapes += f" (vocab_size={rows} in the configuration)"
-                yield f"{name} is {shapes}"
-
-
-# %% book/checkpoints.md#filling-a-model 738724a8
-def _compare(names, tensors):
-    """The copies that equal their originals, and those that do not."""
-    tied, untied = [], []
-    for copy, original in names.tied.items():
-        equal = torch.equal(tensors[copy], tensors[original])
-        (tied if equal else untied).append(f"{copy} of {original}")
-    return tied, untied
-
-
-def _sort(wanted, tensors, format, details):
-    """What to load, and the report on it."""
-    names = _read(tensors, format)
-    parts = _as_in(wanted, names.parts)
-    here = {ours: at for ours, at in parts.items() if ours in wanted}
-    left_out = [
-        n for ours in parts if ours not in here for n in parts[ours]
-    ]
-    tied, untied = _compare(names, tensors)
-    if "mlm_head.bias" not in wanted:
-        left_out += names.tied
-        tied, untied = [], []
-    renamed = [f"{old}: {new}" for old, new in names.renamed.items()]
-    return here, LoadingReport(
-        mismatched=tuple(_misfits(wanted, here, tensors)),
-        untied=tuple(untied),
-        missing=tuple(name for name in wanted if name not in here),
-        left_out=tuple(left_out),
-        unexpected=names.unknown,
-        renamed=tuple(renamed),
-        buffers=names.buffers,
-        tied=tuple(tied),
-        **details,
-    )
-
-
-# %% book/checkpoints.md#filling-a-model 862173b7
 def _fill(model, parts, tensors, dtype, device):
     """Gives `model`, which has shapes only, its numbers."""
-    found = [
-        tensors[name].dtype for names in parts.values() for name in names
-    ]
+    found = [tensors[name].dtype for at in parts.values() for name in at]
     dtype = dtype or reduce(torch.promote_types, found)
     loaded = {
-        ours: stack([tensors[name] for name in names]).to(device, dtype)
-        for ours, names in parts.items()
+        ours: stack([tensors[name] for name in at]).to(device, dtype)
+        for ours, at in parts.items()
     }
     model.load_state_dict(loaded, strict=False, assign=True)
     for module in model.modules():
@@ -205,129 +60,122 @@ def _fill(model, parts, tensors, dtype, device):
                 new = torch.empty_like(each, device=device, dtype=dtype)
                 setattr(module, name, nn.Parameter(new))
                 draw(module, name, model.config.initializer_range)
+    for name, each in model.named_buffers():
+        if each.is_meta:
+            raise ValueError(
+                f"{name} is a buffer, and no file holds it; compute it in "
+                "forward, or make it a parameter"
+            )
 
 
-# %% book/checkpoints.md#the-base-class aeb15246
+# %% book/checkpoints.md#filling e516f3aa
 import inspect
-import json
 from dataclasses import fields, replace
 from difflib import get_close_matches
-from pathlib import Path
 
-from bertbook.checkpoint_files import (
-    find_checkpoint,
-    read_weights,
-    saving,
-    write_weights,
-)
-from bertbook.config import BertConfig, unused_keys
+from bertbook.checkpoint_files import read_configuration
+from bertbook.config import BertConfig
 
 
-def _options_of(cls, changes):
-    """Splits `changes` into those of the configuration and of `cls`."""
+def _configure(cls, folder, changes):
+    """The configuration, its unused keys, the options of `cls` itself, and
+    the beginnings of parameters that `changes` make useless."""
     known = {field.name for field in fields(BertConfig)}
-    options = {
-        name: value
-        for name, value in changes.items()
-        if name in inspect.signature(cls).parameters and name not in known
-    }
-    for name in changes:
-        if name not in known and name not in options:
-            near = get_close_matches(name, known, 1) or ["num_labels"]
-            raise TypeError(
-                f"{name}={changes[name]!r} is no option of {cls.__name__} "
-                f"or of its BertConfig; leave it out, or give {near[0]}="
-            )
-    return {n: changes[n] for n in changes if n not in options}, options
-
-
-# %% book/checkpoints.md#the-base-class 17b797bb
-def _read_config(folder, changes):
-    path = folder / "config.json"
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{folder} holds no config.json, and without it the sizes of "
-            "the model are unknown; name a folder that save_pretrained "
-            "wrote"
+    own = inspect.signature(cls).parameters.keys() - known - {"config"}
+    for name in changes.keys() - known - own:
+        hint = [
+            "dtype",
+            "device",
+            "revision",
+            "strict",
+            *sorted(known | own),
+        ]
+        near = "".join(
+            f", or give {n}=" for n in get_close_matches(name, hint, 1)
         )
-    config = BertConfig.from_json_file(path)
-    if "num_labels" in changes:
+        raise TypeError(
+            f"{name}={changes[name]!r} is no option of {cls.__name__} nor "
+            f"a field of BertConfig; leave it out{near}"
+        )
+    config, unused = read_configuration(folder)
+    options = {name: changes[name] for name in changes.keys() & own}
+    changes = {name: changes[name] for name in changes.keys() & known}
+    fresh = ()
+    if changes.get("num_labels", config.num_labels) != config.num_labels:
+        fresh = ("classifier.",)
         changes = {"labels": None} | changes  # the file's are of no use
-    unused = unused_keys(json.loads(path.read_text("utf-8")))
-    return replace(config, **changes), tuple(unused)
+    return replace(config, **changes), unused, options, fresh
 
 
-# %% book/checkpoints.md#the-base-class 5ba28fca
-from bertbook.tokenizer_files import (
-    check_vocab,
-    read_tokenizer_json,
-    read_vocab,
-)
-
-
-def _check_vocabulary(folder, rows):
-    """A problem and a note on the vocabulary beside the weights, if any."""
-    form, lines = folder / "tokenizer.json", folder / "vocab.txt"
-    path = form if form.exists() else lines
-    if not path.exists():
-        return {}
-    try:
-        vocab = (
-            read_vocab(path)
-            if path is lines
-            else (read_tokenizer_json(path)[0])
-        )
-        check_vocab(vocab, (), rows, path)
-    except ValueError as error:
-        return {"vocabulary": (str(error),)}
-    size = max(vocab.values()) + 1
-    if size == rows:
-        return {}
-    return {"notes": (f"{path}: {size} pieces, for {rows} rows",)}
-
-
-# %% book/checkpoints.md#the-base-class b473dc10
+# %% book/checkpoints.md#filling 3f75f99d
 import logging
 
+from bertbook.checkpoint_files import (
+    check_vocabulary,
+    find_checkpoint,
+    read_weights,
+)
+from bertbook.loading_report import CheckpointError, LoadingReport, compare
 
-def _load(cls, folder, changes, strict, dtype, device):
-    changes, options = _options_of(cls, changes)
-    config, unused = _read_config(folder, changes)
-    with torch.device("meta"):  # shapes without numbers: nothing is drawn
+
+def _look_at_vocabulary(folder, rows):
+    try:
+        spare = check_vocabulary(folder, rows)
+    except ValueError as error:
+        return {"vocabulary": (str(error),)}
+    return {"spare_rows": (spare,)} if spare else {}
+
+
+def _load(cls, source, revision, strict, dtype, device, changes):
+    if dtype is not None and not getattr(dtype, "is_floating_point", False):
+        raise TypeError(
+            f"dtype={dtype!r} is no floating point type of PyTorch; give "
+            "one such as torch.bfloat16, or None for the file's own"
+        )
+    folder = find_checkpoint(source, revision)
+    config, unused, options, fresh = _configure(cls, folder, changes)
+    with torch.device("meta"):
         model = cls(config, **options)
     tensors, format = read_weights(folder)
-    details = _check_vocabulary(folder, config.vocab_size) | {
-        "title": f"{cls.__name__} from {folder}",
-        "unused_keys": unused,
+    details = _look_at_vocabulary(folder, config.vocab_size) | {
+        "title": f"{cls.__name__} from {source}",
+        "unused_keys": tuple(unused),
     }
-    parts, report = _sort(model.state_dict(), tensors, format, details)
-    if report.problems and (strict or report.mismatched or report.untied):
+    wanted = model.state_dict()
+    parts, report = compare(wanted, tensors, format, fresh, **details)
+    stop = strict or report.mismatched or report.untied or not parts
+    if report.problems and stop:
         raise CheckpointError(report)
-    _fill(model, parts, tensors, dtype, device or "cpu")
+    _fill(model, parts, tensors, dtype, device)
     if report.problems:
         logging.getLogger(__name__).warning(report)
     model.loading_report = report
     return model.eval()
 
 
-# %% book/checkpoints.md#the-base-class 67b08c9b
+# %% book/checkpoints.md#saving eb822abd
+import json
+
+from bertbook.checkpoint_files import STEMS, saving, write_weights
 from bertbook.published_names import to_published
 from bertbook.reproducibility import write_atomically
+from bertbook.tokenizer_files import check_vocab
 
 
 def _save(model, folder, tokenizer, format, max_shard_size):
-    published = format == "published"
-    if format not in ("published", "bertbook"):
+    if format not in STEMS:
         raise ValueError(
             f"format={format!r} is not known; give 'published', which "
             "others read, or 'bertbook', which holds every option"
         )
+    published = format == "published"
     config = model.config.to_dict(published)
     config["architectures"] = [type(model).__name__]
     tensors = model.state_dict()
     if published:
         tensors = to_published(tensors)
-    config["dtype"] = str(next(iter(tensors.values())).dtype)[6:]
+    kinds = {str(each.dtype) for each in tensors.values()}
+    config["dtype"] = min(kinds).removeprefix("torch.")
     if tokenizer is not None:
         check_vocab(tokenizer.get_vocab(), (), model.config.vocab_size)
     with saving(folder) as new:
@@ -338,7 +186,19 @@ def _save(model, folder, tokenizer, format, max_shard_size):
         write_atomically(new / "config.json", text)
 
 
-# %% book/checkpoints.md#the-base-class c6ac703c
+# %% book/checkpoints.md#the-base-class 9d2043ca
+from pathlib import Path
+from typing import Self
+
+
+def _initialise(model):
+    for module in model.modules():
+        for name, each in module.named_parameters(recurse=False):
+            if not each.is_meta:
+                draw(module, name, model.config.initializer_range)
+
+
+# %% book/checkpoints.md#the-base-class d1321860
 class PreTrainedModel(nn.Module):
     """A model that can be drawn, loaded and saved."""
 
@@ -349,10 +209,7 @@ class PreTrainedModel(nn.Module):
 
     def initialise(self) -> None:
         """Draws all weights anew; `draw` says how."""
-        for module in self.modules():
-            for name, each in module.named_parameters(recurse=False):
-                if not each.is_meta:
-                    draw(module, name, self.config.initializer_range)
+        _initialise(self)
 
     @classmethod
     def from_pretrained(
@@ -361,21 +218,20 @@ class PreTrainedModel(nn.Module):
         *,
         strict: bool = False,
         dtype: torch.dtype | None = None,
-        device: str | torch.device | None = None,
+        device: str | torch.device = "cpu",
         revision: str | None = None,
         **changes,
-    ):
+    ) -> Self:
         """The model in a folder, or by its name, ready for inference.
 
-        `changes` are fields of the configuration, or options of the class.
-        `dtype` None is the file's own. What became of each tensor is in
-        `loading_report`, and is logged as a warning if something was lost
-        or made up; with `strict` that raises CheckpointError, as a wrong
-        shape always does. Raises also what `find_checkpoint`,
-        `read_weights` and `BertConfig` raise.
+        `changes` are fields of its configuration, or options of the class;
+        `dtype` None is the file's own. `loading_report` says what became of
+        each tensor, and is logged as a warning where something was lost or
+        made up. There `strict` raises CheckpointError, as what does not fit
+        always does. Raises also what `find_checkpoint`, `read_weights` and
+        `BertConfig` raise.
         """
-        folder = find_checkpoint(source, revision)
-        return _load(cls, folder, changes, strict, dtype, device)
+        return _load(cls, source, revision, strict, dtype, device, changes)
 
     def save_pretrained(
         self,
@@ -388,6 +244,6 @@ class PreTrainedModel(nn.Module):
         """Writes the model, and a tokenizer, for others to load.
 
         The files replace those in `folder` all at once. Raises ValueError
-        where the format cannot hold the model.
+        where the format cannot hold the model, or the model the tokenizer.
         """
         _save(self, folder, tokenizer, format, max_shard_size)
