@@ -7,7 +7,7 @@ on a page.
 The page: https://bertbook.github.io/bertbook/book/inspection.html
 """
 
-# Tangled from book/inspection.md (f9db7b29): change it there and run
+# Tangled from book/inspection.md (64fea2c7): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -167,15 +167,18 @@ def _buttons(layers, heads):
     )
 
 
-# %% book/inspection.md#a-head-browser 346fa9b8
+# %% book/inspection.md#a-head-browser 2f86a3d4
 _STYLE = """<style>
 .head-browser { font-size: .8rem; margin: 1rem 0; }
+:has(> .head-browser) { background: none !important;
+  color: var(--pst-color-text-base, inherit) !important; }
 .hb-heads { display: grid; gap: 3px; align-items: center;
   width: max-content;
   grid-template-columns: 1.2rem repeat(var(--heads), 30px); }
 .hb-heads span { text-align: center; }
 .hb-heads button { width: 30px; height: 30px; padding: 1px; cursor: pointer;
-  background: none; border: 1px solid rgba(128, 128, 128, .6); }
+  color: inherit; background: none;
+  border: 1px solid rgba(128, 128, 128, .6); }
 .hb-heads button[aria-checked=true] { outline: 3px solid currentColor; }
 .hb-heads button:focus-visible { outline: 3px dashed currentColor; }
 .hb-heads canvas { width: 100%; height: 100%; display: block;
