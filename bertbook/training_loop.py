@@ -7,7 +7,7 @@ are made here: shape checks, batches, a run log, and files of tensors.
 The page: https://bertbook.github.io/bertbook/book/training_loop.html
 """
 
-# Tangled from book/training_loop.md (5ebe59d3): change it there and run
+# Tangled from book/training_loop.md (ada66cda): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -292,7 +292,7 @@ def _plain(tensors):
     return plain
 
 
-# %% book/training_loop.md#files-of-tensors 51060712
+# %% book/training_loop.md#files-of-tensors 707579a6
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
@@ -315,8 +315,8 @@ def save_tensors(
     metadata["crc32"] = _checksum(plain, metadata)
     data = save(plain, metadata)
     end = 8 + int.from_bytes(data[:8], "little")
-    ordered = {"__metadata__": dict(sorted(metadata.items()))}
-    header = ordered | json.loads(data[8:end]) | ordered
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(metadata.items()))
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     size = len(text).to_bytes(8, "little")
