@@ -4,7 +4,7 @@ BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := book
-.PHONY: book test tangle sync format lint serve links screenshot clean help
+.PHONY: book test bench tangle sync format lint serve links screenshot clean help
 
 .venv/done: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and \
@@ -19,6 +19,9 @@ book: .venv/done ## check, execute and render the book to _build/html (default)
 
 test: book ## build the book and run the tests
 	$(BIN)/pytest -n 2
+
+bench: .venv/done ## time the model beside transformers
+	$(BIN)/python -m bertbook.benchmark
 
 tangle: .venv/done ## write bertbook/ from the chapters
 	$(BIN)/python -m bertbook.tangle
