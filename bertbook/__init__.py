@@ -6,10 +6,10 @@ run, and the package that is tangled from it.
 The page: https://bertbook.github.io/bertbook/book/index.html
 """
 
-# Tangled from book/index.md (748aae0e): change it there and run
+# Tangled from book/index.md (48f3e459): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
-# %% book/index.md#the-public-names 91ded035
+# %% book/index.md#the-public-names bdbe2a55
 _HOME = {
     "BasicTokenizer": "wordpiece",
     "BertConfig": "config",
@@ -22,6 +22,9 @@ _HOME = {
     "BertModel": "model",
     "BertTokenizer": "tokenizer",
     "WordPiece": "wordpiece",
+    "ablate_heads": "attention_heads",
+    "capture": "inspection",
+    "head_browser": "inspection",
     "load_corpus": "corpora",
     "train_wordpiece": "vocabulary",
 }
