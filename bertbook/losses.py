@@ -6,7 +6,7 @@ only where a label stands.
 The page: https://bertbook.github.io/bertbook/book/losses.html
 """
 
-# Tangled from book/losses.md (79804caa): change it there and run
+# Tangled from book/losses.md (56f5f0ea): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -29,14 +29,14 @@ from torch import Tensor
 IGNORED = -100
 
 
-# %% book/losses.md#only-where-a-label-stands 933c4879
+# %% book/losses.md#only-where-a-label-stands 4ac7d564
 def _full(logits):
     """At least float32: a sum over 30,522 bfloat16 exponentials drifts."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def cross_entropy(
-    logits: Float[Tensor, "cases classes"], labels: Int[Tensor, "cases"]
+    logits: Float[Tensor, "cases classes"], labels: Int[Tensor, " cases"]
 ) -> Float[Tensor, ""]:
     """Mean of -log softmax at the labels that are not -100.
 

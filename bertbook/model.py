@@ -6,7 +6,7 @@ if asked to, and checks what it is given before it computes.
 The page: https://bertbook.github.io/bertbook/book/model.html
 """
 
-# Tangled from book/model.md (a8315636): change it there and run
+# Tangled from book/model.md (cef067cb): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -139,7 +139,7 @@ def _check_ids(config, input_ids):
     return shape
 
 
-# %% book/model.md#what-is-refused 7f12320e
+# %% book/model.md#what-is-refused b384abe8
 def check_inputs(
     config: BertConfig,
     input_ids: Tensor,
@@ -156,20 +156,17 @@ def check_inputs(
     """
     batch, seq = _check_ids(config, input_ids)
     rows = [(batch, seq), (1, seq)]
+    squares = [(batch, seq), (batch, seq, seq)]
+    segments, stop = config.type_vocab_size, config.max_position_embeddings
     limits = {"input_ids": (input_ids, config.vocab_size)}
-    if attention_mask is not None:
-        squares = [(batch, seq), (batch, seq, seq)]
-        _check_tensor("attention_mask", attention_mask, _MASKS, squares)
-        limits["attention_mask"] = attention_mask, 2
-    if token_type_ids is not None:
-        _check_tensor("token_type_ids", token_type_ids, _IDS, rows)
-        limits["token_type_ids"] = token_type_ids, config.type_vocab_size
-    if position_ids is not None:
-        _check_tensor("position_ids", position_ids, _IDS, rows)
-        limits["position_ids"] = (
-            position_ids,
-            config.max_position_embeddings,
-        )
+    for name, given, kinds, shapes, limit in (
+        ("attention_mask", attention_mask, _MASKS, squares, 2),
+        ("token_type_ids", token_type_ids, _IDS, rows, segments),
+        ("position_ids", position_ids, _IDS, rows, stop),
+    ):
+        if given is not None:
+            _check_tensor(name, given, kinds, shapes)
+            limits[name] = given, limit
     if torch.compiler.is_compiling() or input_ids.is_meta:
         return attention_mask is not None
     found = [_outside(*limit).any() for limit in limits.values()]
@@ -182,19 +179,19 @@ def check_inputs(
     return attention_mask is not None and found[-1]
 
 
-# %% book/model.md#without-padding 3132906b
+# %% book/model.md#without-padding f0b52338
 def find_tokens(
     attention_mask: Bool[Tensor, "batch seq"] | Int[Tensor, "batch seq"],
-) -> tuple[Int[Tensor, "tokens"], list[int]]:
+) -> tuple[Int[Tensor, " tokens"], list[int]]:
     """Where in the flattened batch a token stands, and each row's count."""
     real = attention_mask.bool()
     return real.flatten().nonzero()[:, 0], real.sum(1).tolist()
 
 
-# %% book/model.md#without-padding ac3405b4
+# %% book/model.md#without-padding 215cce92
 def put_back(
     hidden: Float[Tensor, "tokens hidden"],
-    places: Int[Tensor, "tokens"],
+    places: Int[Tensor, " tokens"],
     batch: int,
     seq: int,
 ) -> Float[Tensor, "batch seq hidden"]:
