@@ -17,6 +17,7 @@ from bertbook.reproducibility import record_run
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = "book/encoder.md"
 STEPS = 400
+EVERY = 10  # steps whose mean loss is one point of a curve
 RUNS = {
     "post-LN": ("post", 0),
     "post-LN, warm-up": ("post", 200),
@@ -43,14 +44,22 @@ def page_functions():
 def main():
     seeds = int(sys.argv[1]) if len(sys.argv) > 1 else 8
     learn = page_functions()["learn_to_reverse"]
-    last = {}
+    curves, first = {}, {}
     for name, options in RUNS.items():
-        last[name] = []
-        for seed in range(seeds):
-            losses = learn(*options, seed=seed, steps=STEPS)
-            last[name].append(torch.tensor(losses[-20:]).mean().item())
-        print(name, [round(loss, 2) for loss in last[name]], flush=True)
-    metrics = {"steps": STEPS, "seeds": seeds, "last losses": last}
+        runs = torch.tensor(
+            [
+                learn(*options, seed=seed, steps=STEPS)
+                for seed in range(seeds)
+            ]
+        )
+        first[name] = runs[0, :5].tolist()
+        means = runs.unflatten(1, (-1, EVERY)).mean(-1)
+        curves[name] = [
+            [round(loss, 3) for loss in curve] for curve in means.tolist()
+        ]
+        print(name, [curve[-1] for curve in curves[name]], flush=True)
+    metrics = {"steps": STEPS, "every": EVERY, "seeds": seeds}
+    metrics |= {"curves": curves, "first losses of seed 0": first}
     record_run(ROOT / "book" / "results" / "warm_up.json", metrics)
 
 
