@@ -7,7 +7,7 @@ on a page.
 The page: https://bertbook.github.io/bertbook/book/inspection.html
 """
 
-# Tangled from book/inspection.md (64fea2c7): change it there and run
+# Tangled from book/inspection.md (44b9cc28): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -110,17 +110,16 @@ def capture(
     )
 
 
-# %% book/inspection.md#a-head-browser 86cc5651
+# %% book/inspection.md#a-head-browser 0f4ee4df
 import json
 from dataclasses import dataclass, field
 from html import escape
 
 
 def _cell(weight):
-    percent = (weight + 5) // 10
-    return (
-        f'<td style="--w:{weight / 1000}">{percent if percent else ""}</td>'
-    )
+    percent = (weight + 5) // 10 or ""
+    shade = round((weight / 1000) ** 0.5, 3)
+    return f'<td style="--shade:{shade}">{percent}</td>'
 
 
 def _table(tokens, weights):
@@ -167,7 +166,7 @@ def _buttons(layers, heads):
     )
 
 
-# %% book/inspection.md#a-head-browser 2f86a3d4
+# %% book/inspection.md#a-head-browser b4606555
 _STYLE = """<style>
 .head-browser { font-size: .8rem; margin: 1rem 0; }
 :has(> .head-browser) { background: none !important;
@@ -194,11 +193,11 @@ _STYLE = """<style>
 .head-browser thead span { writing-mode: vertical-rl; rotate: 180deg; }
 .head-browser tbody td { min-width: 2rem; height: 1.6rem;
   text-align: center; border: 1px solid rgba(128, 128, 128, .3);
-  background: rgba(60, 130, 246, calc(.6 * sqrt(var(--w)))); }
+  background: rgba(60, 130, 246, calc(.6 * var(--shade))); }
 </style>"""
 
 
-# %% book/inspection.md#a-head-browser 3242dd16
+# %% book/inspection.md#a-head-browser 686ad5e1
 _SCRIPT = """<script>
 for (const root of document.querySelectorAll(
     ".head-browser:not([data-ready])")) {
@@ -216,13 +215,13 @@ for (const root of document.querySelectorAll(
     const table = weights[chosen];
     cells.forEach((cell, i) => {
       cell.textContent = Math.floor((table[i] + 5) / 10) || "";
-      cell.style.setProperty("--w", table[i] / 1000);
+      cell.style.setProperty("--shade", Math.sqrt(table[i] / 1000));
     });
     const most = table.indexOf(Math.max(...table));
     const from = tokens[Math.floor(most / n)], to = tokens[most % n];
+    const name = buttons[chosen].getAttribute("aria-label");
     root.querySelector("output").textContent =
-      `${buttons[chosen].ariaLabel}; strongest: ${from} to ${to}, ` +
-      `${Math.round(table[most] / 10)} %`;
+      `${name}; strongest: ${from} to ${to}, ${cells[most].textContent} %`;
   };
   const steps = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -heads,
                   ArrowDown: heads };
