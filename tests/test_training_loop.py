@@ -139,6 +139,15 @@ def save_by_library(path, tensors):
     save_file(tensors, path)
 
 
+def test_what_was_loaded_outlives_its_file(tmp_path):
+    path = tmp_path / "a"
+    save_tensors(path, {"w": torch.arange(50_000)})
+    tensors, _ = load_tensors(path)
+    save_tensors(path, {"w": torch.zeros(1)})  # loaded tensors are mapped
+    path.unlink()
+    assert torch.equal(tensors["w"], torch.arange(50_000))
+
+
 def refusal(path):
     with pytest.raises(ValueError) as caught:
         load_tensors(path)
