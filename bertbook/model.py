@@ -6,7 +6,7 @@ if asked to, and checks what it is given before it computes.
 The page: https://bertbook.github.io/bertbook/book/model.html
 """
 
-# Tangled from book/model.md (cef067cb): change it there and run
+# Tangled from book/model.md (2ded713f): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -179,12 +179,11 @@ def check_inputs(
     return attention_mask is not None and found[-1]
 
 
-# %% book/model.md#without-padding f0b52338
+# %% book/model.md#without-padding 0a581fbb
 def find_tokens(
-    attention_mask: Bool[Tensor, "batch seq"] | Int[Tensor, "batch seq"],
+    real: Bool[Tensor, "batch seq"],
 ) -> tuple[Int[Tensor, " tokens"], list[int]]:
     """Where in the flattened batch a token stands, and each row's count."""
-    real = attention_mask.bool()
     return real.flatten().nonzero()[:, 0], real.sum(1).tolist()
 
 
@@ -200,7 +199,7 @@ def put_back(
     return rows.index_copy_(0, places, hidden).unflatten(0, (batch, seq))
 
 
-# %% book/model.md#without-padding 773e2e52
+# %% book/model.md#without-padding 94050e5f
 def _for_heads(attention_mask):
     """The mask as attention takes it: (batch, 1, queries or 1, keys)."""
     batch, seq = attention_mask.shape[0], attention_mask.shape[-1]
@@ -210,7 +209,7 @@ def _for_heads(attention_mask):
 def _tokens_only(mask, input_ids, token_type_ids, position_ids):
     """The ids of the tokens alone, where they stood, and how many a row."""
     batch, seq = input_ids.shape
-    places, lengths = find_tokens(mask)
+    places, lengths = find_tokens(mask.bool())
     if position_ids is None:
         position_ids = torch.arange(seq, device=input_ids.device)[None]
     ids = tuple(
