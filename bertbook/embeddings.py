@@ -6,7 +6,7 @@ sentences it is in, added and normalised.
 The page: https://bertbook.github.io/bertbook/book/embeddings.html
 """
 
-# Tangled from book/embeddings.md (322c1a93): change it there and run
+# Tangled from book/embeddings.md (c4ee059d): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -14,7 +14,7 @@ __all__ = [
 ]
 
 
-# %% book/embeddings.md#the-layer c81ab27c
+# %% book/embeddings.md#the-layer d57a4c73
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from bertbook.config import BertConfig
 
 
+# %% book/embeddings.md#the-layer 45dfdca8
 def _filled_in(input_ids, token_type_ids, position_ids):
     """Segment 0 and positions 0, 1, 2, ... where none are given."""
     if token_type_ids is None:
