@@ -433,7 +433,8 @@ def test_models_have_a_pooler_only_where_it_is_read(name):
 
 def test_the_masked_words_alone_are_scored():
     model = build("BertForMaskedLM")
-    labels = LABELS["BertForMaskedLM"]
+    labels = LABELS["BertForMaskedLM"].clone()
+    labels[1, :2] = torch.tensor([0, 49])  # the first piece and the last
     full = model(IDS, MASK).logits
     asked = model(IDS, MASK, labels=labels)
     close(asked.logits, full[labels != -100])
@@ -441,6 +442,27 @@ def test_the_masked_words_alone_are_scored():
     close(asked.loss, everywhere)
     both = build("BertForPreTraining")(IDS, MASK, labels=labels)
     assert both.prediction_logits.shape == asked.logits.shape
+
+
+def test_a_span_costs_the_mean_of_its_ends():
+    model = build("BertForQuestionAnswering")
+    start, end = (
+        torch.tensor([0, 3, -100, 8]),
+        torch.tensor([2, -100, 0, 8]),
+    )
+    out = model(IDS, MASK, start_positions=start, end_positions=end)
+    ends = (
+        F.cross_entropy(out.start_logits, start),
+        F.cross_entropy(out.end_logits, end),
+    )
+    close(out.loss, sum(ends) / 2)
+    column = model(
+        IDS,
+        MASK,
+        start_positions=start[:, None],
+        end_positions=end[:, None],
+    )
+    assert torch.equal(column.loss, out.loss)
 
 
 def test_the_decoder_is_the_table_of_embeddings():
