@@ -7,7 +7,7 @@ vocabulary; replaced as a whole or not at all, and never a pickle.
 The page: https://bertbook.github.io/bertbook/book/checkpoint_files.html
 """
 
-# Tangled from book/checkpoint_files.md (894d5d66): change it there and run
+# Tangled from book/checkpoint_files.md (cbd8f908): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -204,7 +204,7 @@ def find_checkpoint(
     return saved if saved.is_dir() else folder
 
 
-# %% book/checkpoint_files.md#writing 57a479db
+# %% book/checkpoint_files.md#writing 8a93ab73
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
@@ -218,6 +218,7 @@ def _bytes_in(size):
     return int(found[1]) * _UNITS.get(found[2], 1)
 
 
+# %% book/checkpoint_files.md#writing f5ef86b1
 def shards(tensors: dict[str, Tensor], size: int) -> list[dict]:
     """`tensors` in their order, in parts of at most `size` bytes each.
 

@@ -6,7 +6,7 @@ and writes a model so that others can load it.
 The page: https://bertbook.github.io/bertbook/book/checkpoints.html
 """
 
-# Tangled from book/checkpoints.md (bcb29500): change it there and run
+# Tangled from book/checkpoints.md (27c807f8): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -68,57 +68,53 @@ def _fill(model, parts, tensors, dtype, device):
             )
 
 
-# %% book/checkpoints.md#filling e516f3aa
+# %% book/checkpoints.md#filling 85ab808f
 import inspect
 from dataclasses import fields, replace
 from difflib import get_close_matches
 
-from bertbook.checkpoint_files import read_configuration
 from bertbook.config import BertConfig
 
 
-def _configure(cls, folder, changes):
-    """The configuration, its unused keys, the options of `cls` itself, and
-    the beginnings of parameters that `changes` make useless."""
+def _split(cls, changes):
+    """`changes` in two: those of the configuration and those of `cls`."""
     known = {field.name for field in fields(BertConfig)}
     own = inspect.signature(cls).parameters.keys() - known - {"config"}
     for name in changes.keys() - known - own:
-        hint = [
-            "dtype",
-            "device",
-            "revision",
-            "strict",
-            *sorted(known | own),
-        ]
-        near = "".join(
-            f", or give {n}=" for n in get_close_matches(name, hint, 1)
-        )
+        names = ["dtype", "device", "revision", "strict", *known, *own]
+        near = get_close_matches(name, names, 1)
+        hint = "".join(f", or give {each}=" for each in near)
         raise TypeError(
             f"{name}={changes[name]!r} is no option of {cls.__name__} nor "
-            f"a field of BertConfig; leave it out{near}"
+            f"a field of BertConfig; leave it out{hint}"
         )
-    config, unused = read_configuration(folder)
-    options = {name: changes[name] for name in changes.keys() & own}
-    changes = {name: changes[name] for name in changes.keys() & known}
-    fresh = ()
-    if changes.get("num_labels", config.num_labels) != config.num_labels:
-        fresh = ("classifier.",)
-        changes = {"labels": None} | changes  # the file's are of no use
-    return replace(config, **changes), unused, options, fresh
+    return (
+        {name: changes[name] for name in changes.keys() & known},
+        {name: changes[name] for name in changes.keys() & own},
+    )
 
 
-# %% book/checkpoints.md#filling 3f75f99d
-import logging
+# %% book/checkpoints.md#filling 22105ebd
+def _changed(config, changes):
+    """The changed configuration, and which parameters it makes useless."""
+    labels = changes.get("num_labels", config.num_labels)
+    if labels == config.num_labels:
+        return replace(config, **changes), ()
+    # The names of the old labels are of no use either.
+    return replace(config, **{"labels": None} | changes), ("classifier.",)
 
+
+# %% book/checkpoints.md#filling 0faf7a8b
 from bertbook.checkpoint_files import (
     check_vocabulary,
     find_checkpoint,
+    read_configuration,
     read_weights,
 )
-from bertbook.loading_report import CheckpointError, LoadingReport, compare
 
 
 def _look_at_vocabulary(folder, rows):
+    """What the report says of the vocabulary beside the weights."""
     try:
         spare = check_vocabulary(folder, rows)
     except ValueError as error:
@@ -126,23 +122,33 @@ def _look_at_vocabulary(folder, rows):
     return {"spare_rows": (spare,)} if spare else {}
 
 
-def _load(cls, source, revision, strict, dtype, device, changes):
+def _check_type(dtype):
     if dtype is not None and not getattr(dtype, "is_floating_point", False):
         raise TypeError(
             f"dtype={dtype!r} is no floating point type of PyTorch; give "
             "one such as torch.bfloat16, or None for the file's own"
         )
+
+
+# %% book/checkpoints.md#filling 0c866d39
+import logging
+
+from bertbook.loading_report import CheckpointError, LoadingReport, compare
+
+
+def _load(cls, source, revision, strict, dtype, device, changes):
+    _check_type(dtype)
     folder = find_checkpoint(source, revision)
-    config, unused, options, fresh = _configure(cls, folder, changes)
+    changes, options = _split(cls, changes)
+    config, unused = read_configuration(folder)
+    config, useless = _changed(config, changes)
     with torch.device("meta"):
         model = cls(config, **options)
     tensors, format = read_weights(folder)
-    details = _look_at_vocabulary(folder, config.vocab_size) | {
-        "title": f"{cls.__name__} from {source}",
-        "unused_keys": tuple(unused),
-    }
-    wanted = model.state_dict()
-    parts, report = compare(wanted, tensors, format, fresh, **details)
+    wanted, title = model.state_dict(), f"{cls.__name__} from {source}"
+    details = _look_at_vocabulary(folder, config.vocab_size)
+    details |= {"title": title, "unused_keys": tuple(unused)}
+    parts, report = compare(wanted, tensors, format, useless, **details)
     stop = strict or report.mismatched or report.untied or not parts
     if report.problems and stop:
         raise CheckpointError(report)
