@@ -6,7 +6,7 @@ sentences follow each other, and classifying texts, words and spans.
 The page: https://bertbook.github.io/bertbook/book/heads.html
 """
 
-# Tangled from book/heads.md (793b7fdc): change it there and run
+# Tangled from book/heads.md (a9601d35): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -262,7 +262,7 @@ class QuestionAnsweringOutput(NamedTuple):
     attentions: tuple[Tensor, ...] | None
 
 
-# %% book/heads.md#spans 0e350723
+# %% book/heads.md#spans af12d233
 class BertForQuestionAnswering(BertWithHead):
     """Finds the span that answers a question (section 4.2)."""
 
@@ -287,11 +287,8 @@ class BertForQuestionAnswering(BertWithHead):
             )
         loss = None
         if start_positions is not None:
-            loss = classification_loss(
-                start, start_positions, "start_positions"
-            )
-            loss = (
-                loss
-                + classification_loss(end, end_positions, "end_positions")
-            ) / 2
+            names = "start_positions", "end_positions"
+            first = classification_loss(start, start_positions, names[0])
+            last = classification_loss(end, end_positions, names[1])
+            loss = (first + last) / 2
         return QuestionAnsweringOutput(loss, start, end, *outputs[2:])

@@ -6,7 +6,7 @@ if asked to, and checks what it is given before it computes.
 The page: https://bertbook.github.io/bertbook/book/model.html
 """
 
-# Tangled from book/model.md (2ded713f): change it there and run
+# Tangled from book/model.md (460e5dbb): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -233,19 +233,17 @@ def _prepare(config, given, keep_padding):
     return ids, None, places, lengths
 
 
-# %% book/model.md#the-model 101be955
+# %% book/model.md#the-model 71af242e
 class BertModelOutput(NamedTuple):
     """What `BertModel` returns."""
 
     last_hidden_state: Tensor  # (batch, seq, hidden)
     pooler_output: Tensor | None  # (batch, hidden)
-    hidden_states: tuple[Tensor, ...] | None  # embeddings, then each layer
-    attentions: (
-        tuple[Tensor, ...] | None
-    )  # (batch, heads, seq, seq) a layer
+    hidden_states: tuple[Tensor, ...] | None  # embeddings, then layers
+    attentions: tuple[Tensor, ...] | None  # (batch, heads, seq, seq)
 
 
-# %% book/model.md#the-model a4c2f48d
+# %% book/model.md#the-model 77ab19fd
 class BertModel(PreTrainedModel):
     """Embeddings, encoder and pooler (Devlin et al., 2019, section 3)."""
 
@@ -282,10 +280,8 @@ class BertModel(PreTrainedModel):
         if output_hidden_states:
             states = encoded.hidden_states
         if places is not None:
-            shape = input_ids.shape
-            states = tuple(
-                put_back(each, places, *shape) for each in states
-            )
+            size = input_ids.shape
+            states = tuple(put_back(x, places, *size) for x in states)
         return BertModelOutput(
             states[-1],
             None if self.pooler is None else self.pooler(states[-1]),
