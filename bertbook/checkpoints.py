@@ -6,7 +6,7 @@ and writes a model so that others can load it.
 The page: https://bertbook.github.io/bertbook/book/checkpoints.html
 """
 
-# Tangled from book/checkpoints.md (27c807f8): change it there and run
+# Tangled from book/checkpoints.md (d9bace29): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -192,9 +192,8 @@ def _save(model, folder, tokenizer, format, max_shard_size):
         write_atomically(new / "config.json", text)
 
 
-# %% book/checkpoints.md#the-base-class 9d2043ca
+# %% book/checkpoints.md#the-base-class b225ef01
 from pathlib import Path
-from typing import Self
 
 
 def _initialise(model):
@@ -204,7 +203,7 @@ def _initialise(model):
                 draw(module, name, model.config.initializer_range)
 
 
-# %% book/checkpoints.md#the-base-class d1321860
+# %% book/checkpoints.md#the-base-class b4d6e46f
 class PreTrainedModel(nn.Module):
     """A model that can be drawn, loaded and saved."""
 
@@ -227,7 +226,7 @@ class PreTrainedModel(nn.Module):
         device: str | torch.device = "cpu",
         revision: str | None = None,
         **changes,
-    ) -> Self:
+    ) -> "PreTrainedModel":
         """The model in a folder, or by its name, ready for inference.
 
         `changes` are fields of its configuration, or options of the class;
