@@ -7,7 +7,7 @@ and what is lost when one is switched off.
 The page: https://bertbook.github.io/bertbook/book/attention_heads.html
 """
 
-# Tangled from book/attention_heads.md (26ddbc1f): change it there and run
+# Tangled from book/attention_heads.md (11cbe551): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -244,7 +244,7 @@ def ablate_heads(
             hook.remove()
 
 
-# %% book/attention_heads.md#what-one-head-is-worth 9889c1a1
+# %% book/attention_heads.md#what-one-head-is-worth 5dc5e9f9
 import torch.nn.functional as F
 
 
@@ -256,24 +256,28 @@ def mean_vectors(
 ) -> Float[Tensor, "texts hidden"]:
     """The mean of the last hidden states of each text, of length 1."""
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    rows = []
-    with evaluating(model):
+    bert, rows = getattr(model, "bert", model), []
+    device = next(bert.parameters()).device
+    with evaluating(bert):
         for start in range(0, len(order), batch_size):
             chosen = [texts[i] for i in order[start : start + batch_size]]
             batch = tokenizer(chosen, padding=True, return_tensors="pt")
-            states = model(**batch).last_hidden_state
+            batch = {
+                name: column.to(device) for name, column in batch.items()
+            }
+            states = bert(**batch).last_hidden_state
             mask = batch["attention_mask"].unsqueeze(-1)
             rows.append((states * mask).sum(1) / mask.sum(1))
     back = torch.tensor(order).argsort()
     return F.normalize(torch.cat(rows)[back], dim=-1)
 
 
-# %% book/attention_heads.md#what-one-head-is-worth 757efdc8
+# %% book/attention_heads.md#what-one-head-is-worth fa31499d
 def matching_losses(
     first: Float[Tensor, "texts hidden"],
     second: Float[Tensor, "texts hidden"],
     scale: float = 20.0,
-) -> Float[Tensor, "texts"]:
+) -> Float[Tensor, " texts"]:
     """What it costs, in nats, to find each text's partner by its vector.
 
     Row i of `second` belongs to row i of `first`; all others compete.
