@@ -291,7 +291,7 @@ def test_checkpointing_changes_no_gradient(
 def test_checkpointing_is_for_training_only():
     settings = replace(CONFIG, gradient_checkpointing=True)
     encoder, calls = Encoder(settings).eval(), []
-    encoder.layers[0].register_forward_hook(lambda *_: calls.append(1))
+    encoder.layers[0].register_forward_pre_hook(lambda *_: calls.append(1))
     leaf = torch.randn(1, 5, 32).requires_grad_()
     encoder(leaf).last_hidden_state.sum().backward()
     assert len(calls) == 1
