@@ -18,7 +18,7 @@ book: .venv/done ## check, execute and render the book to _build/html (default)
 	$(BIN)/python -m bertbook.weave
 
 test: book ## build the book and run the tests
-	$(BIN)/pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 bench: .venv/done ## time the model beside transformers
 	$(BIN)/python -m bertbook.benchmark
