@@ -7,7 +7,7 @@ matrix-product rate each of them uses.
 The page: https://bertbook.github.io/bertbook/book/benchmark.html
 """
 
-# Tangled from book/benchmark.md (8b0599da): change it there and run
+# Tangled from book/benchmark.md (f41de87c): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -30,18 +30,18 @@ __all__ = [
 ]
 
 
-# %% book/benchmark.md#a-machine-that-drifts e8fcd090
+# %% book/benchmark.md#a-machine-that-drifts 1b0594fb
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
 
 def interleave(
-    runs: dict[str, Callable[[], object]],
+    runs: dict[Hashable, Callable[[], object]],
     rounds: int = 7,
     warmup: int = 2,
     clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, list[float]]:
+) -> dict[Hashable, list[float]]:
     """Seconds that each run took in each round.
 
     All runs are called in turn, `rounds` times, the order reversed every
