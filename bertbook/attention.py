@@ -6,7 +6,7 @@ their scaled products, masks, and many heads at once.
 The page: https://bertbook.github.io/bertbook/book/attention.html
 """
 
-# Tangled from book/attention.md (6b22d630): change it there and run
+# Tangled from book/attention.md (f2a27b56): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -19,7 +19,7 @@ __all__ = [
 ]
 
 
-# %% book/attention.md#attention e2338738
+# %% book/attention.md#attention 13f3a32b
 import math
 
 import torch
@@ -28,6 +28,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from bertbook.config import BertConfig
+from bertbook.embeddings import dropout
 
 
 # %% book/attention.md#masks 0454f47d
@@ -42,7 +43,7 @@ def additive_mask(
     return zeros.masked_fill_(~mask, torch.finfo(dtype).min)
 
 
-# %% book/attention.md#the-formula-in-code 00674229
+# %% book/attention.md#the-formula-in-code 5b6c245b
 def attention_weights(
     query: Float[Tensor, "*batch queries d_k"],
     key: Float[Tensor, "*batch keys d_k"],
@@ -53,13 +54,14 @@ def attention_weights(
     `mask` is true where a query may look. A row that may look nowhere gets
     even weights. Attention Is All You Need, equation 1.
     """
-    scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])
+    query = query / math.sqrt(query.shape[-1])  # fewer than the scores
+    scores = query @ key.transpose(-2, -1)
     if mask is not None:
         scores = scores + additive_mask(mask, scores.dtype)
     return scores.softmax(-1)
 
 
-# %% book/attention.md#the-formula-in-code 8d895711
+# %% book/attention.md#the-formula-in-code 220cf400
 def attend(
     query: Float[Tensor, "*batch queries d_k"],
     key: Float[Tensor, "*batch keys d_k"],
@@ -76,10 +78,11 @@ def attend(
     used, not on those returned.
     """
     weights = attention_weights(query, key, mask)
-    return F.dropout(weights, dropout_p) @ value, weights
+    used = dropout(weights, dropout_p) if dropout_p else weights
+    return used @ value, weights
 
 
-# %% book/attention.md#the-same-without-the-weights 3c7cf89a
+# %% book/attention.md#the-same-without-the-weights 65f3dc66
 def attend_fast(
     query: Float[Tensor, "*batch queries d_k"],
     key: Float[Tensor, "*batch keys d_k"],
@@ -87,7 +90,12 @@ def attend_fast(
     mask: Bool[Tensor, "*#batch #queries keys"] | None = None,
     dropout_p: float = 0.0,
 ) -> Float[Tensor, "*batch queries d_v"]:
-    """What `attend` computes, by PyTorch's kernel, without the weights."""
+    """What `attend` computes, by PyTorch's kernel, without the weights.
+
+    On a CPU the kernel knows no dropout, and `attend` does it.
+    """
+    if dropout_p and query.is_cpu:
+        return attend(query, key, value, mask, dropout_p)[0]
     if mask is not None:
         mask = additive_mask(mask, query.dtype)
     return F.scaled_dot_product_attention(

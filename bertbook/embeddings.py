@@ -6,20 +6,44 @@ sentences it is in, added and normalised.
 The page: https://bertbook.github.io/bertbook/book/embeddings.html
 """
 
-# Tangled from book/embeddings.md (c4ee059d): change it there and run
+# Tangled from book/embeddings.md (c4e08bcd): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
+    "Dropout",
     "Embeddings",
+    "dropout",
 ]
 
 
-# %% book/embeddings.md#the-layer d57a4c73
+# %% book/embeddings.md#dropout-by-hand 08bf943a
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from bertbook.config import BertConfig
+
+
+# %% book/embeddings.md#dropout-by-hand 85f71b9d
+def dropout(values: Float[Tensor, "*shape"], p: float) -> Tensor:
+    """Zero each value with probability `p`, and divide the rest by 1 - p.
+
+    On a CPU it draws uniform numbers, which come faster than the coin
+    flips of `torch.nn.functional.dropout`; elsewhere it calls that.
+    """
+    if not values.is_cpu:
+        return F.dropout(values, p)
+    mask = torch.rand(values.shape) >= p
+    return values * mask.to(values.dtype).div_(1 - p)
+
+
+class Dropout(nn.Dropout):
+    """`dropout` in training, nothing after `eval()`."""
+
+    def forward(self, input: Float[Tensor, "*shape"]) -> Tensor:
+        """The values, some of them zero."""
+        return dropout(input, self.p) if self.training else input
 
 
 # %% book/embeddings.md#the-layer 45dfdca8
@@ -33,7 +57,7 @@ def _filled_in(input_ids, token_type_ids, position_ids):
     return token_type_ids, position_ids
 
 
-# %% book/embeddings.md#the-layer fa5871a1
+# %% book/embeddings.md#the-layer 0df0f8b7
 class Embeddings(nn.Module):
     """Token, segment and position embeddings, added, normalised, dropped
     out (BERT, section 3.2 and figure 2)."""
@@ -47,7 +71,7 @@ class Embeddings(nn.Module):
         self.segments = nn.Embedding(config.type_vocab_size, size)
         self.positions = nn.Embedding(config.max_position_embeddings, size)
         self.norm = nn.LayerNorm(size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(
         self,

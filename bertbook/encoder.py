@@ -6,7 +6,7 @@ and a LayerNorm, and returns what every layer saw.
 The page: https://bertbook.github.io/bertbook/book/encoder.html
 """
 
-# Tangled from book/encoder.md (05e13a78): change it there and run
+# Tangled from book/encoder.md (ed48536b): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -18,7 +18,7 @@ __all__ = [
 ]
 
 
-# %% book/encoder.md#the-encoder ba795eed
+# %% book/encoder.md#the-encoder f931cf8e
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -30,6 +30,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bertbook.attention import SelfAttention
 from bertbook.config import BertConfig
+from bertbook.embeddings import Dropout
 
 # %% book/encoder.md#gelu c88b302c
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -64,7 +65,7 @@ class FeedForward(nn.Module):
         return self.contract(self.activation(self.expand(hidden)))
 
 
-# %% book/encoder.md#residuals-and-norms 8927f692
+# %% book/encoder.md#residuals-and-norms 9ffaf191
 class EncoderLayer(nn.Module):
     """Attention and feed-forward, each with its residual and LayerNorm.
 
@@ -79,7 +80,7 @@ class EncoderLayer(nn.Module):
         self.attention_norm = nn.LayerNorm(size, eps)
         self.feed_forward = FeedForward(config)
         self.feed_forward_norm = nn.LayerNorm(size, eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(
         self,

@@ -6,7 +6,7 @@ sentences follow each other, and classifying texts, words and spans.
 The page: https://bertbook.github.io/bertbook/book/heads.html
 """
 
-# Tangled from book/heads.md (a9601d35): change it there and run
+# Tangled from book/heads.md (353c6a1a): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 
-# %% book/heads.md#what-they-share 7a74784c
+# %% book/heads.md#what-they-share bb72b2f4
 from typing import NamedTuple
 
 import torch
@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from bertbook.checkpoints import PreTrainedModel
 from bertbook.config import BertConfig
+from bertbook.embeddings import Dropout
 from bertbook.encoder import ACTIVATIONS
 from bertbook.losses import (
     IGNORED,
@@ -202,12 +203,12 @@ class BertForPreTraining(BertWithHead):
         return PreTrainingOutput(loss, scores, relation, *outputs[2:])
 
 
-# %% book/heads.md#texts 8c4c90bd
+# %% book/heads.md#texts 08e1c3b7
 def _classifier_dropout(config):
     """Dropout before a classifier: its own, or that of the layers."""
     if config.classifier_dropout is None:
-        return nn.Dropout(config.hidden_dropout_prob)
-    return nn.Dropout(config.classifier_dropout)
+        return Dropout(config.hidden_dropout_prob)
+    return Dropout(config.classifier_dropout)
 
 
 # %% book/heads.md#texts d0021b82
