@@ -6,7 +6,7 @@ their scaled products, masks, and many heads at once.
 The page: https://bertbook.github.io/bertbook/book/attention.html
 """
 
-# Tangled from book/attention.md (f2a27b56): change it there and run
+# Tangled from book/attention.md (2a6119a8): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -43,7 +43,7 @@ def additive_mask(
     return zeros.masked_fill_(~mask, torch.finfo(dtype).min)
 
 
-# %% book/attention.md#the-formula-in-code 5b6c245b
+# %% book/attention.md#the-formula-in-code 057c62ae
 def attention_weights(
     query: Float[Tensor, "*batch queries d_k"],
     key: Float[Tensor, "*batch keys d_k"],
@@ -57,7 +57,7 @@ def attention_weights(
     query = query / math.sqrt(query.shape[-1])  # fewer than the scores
     scores = query @ key.transpose(-2, -1)
     if mask is not None:
-        scores = scores + additive_mask(mask, scores.dtype)
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     return scores.softmax(-1)
 
 
@@ -103,11 +103,12 @@ def attend_fast(
     )
 
 
-# %% book/attention.md#batches-without-padding ec674fac
+# %% book/attention.md#batches-without-padding d2ce2525
 def attend_packed(
     projected: Float[Tensor, "tokens 3 heads d_k"],
     lengths: list[int],
     dropout_p: float = 0.0,
+    explicit: bool = False,
 ) -> Float[Tensor, "tokens heads d_k"]:
     """Attention inside each sequence of a batch without padding.
 
@@ -115,14 +116,17 @@ def attend_packed(
     lie one after another; their `lengths` sum to the number of tokens.
     """
     by_head = projected.permute(1, 2, 0, 3).unsqueeze(1)
-    contexts = [
-        attend_fast(*part, dropout_p=dropout_p)[0].transpose(0, 1)
-        for part in by_head.split(lengths, dim=3)
-    ]
+    contexts = []
+    for part in by_head.split(lengths, dim=3):
+        if explicit:
+            context, _ = attend(*part, dropout_p=dropout_p)
+        else:
+            context = attend_fast(*part, dropout_p=dropout_p)
+        contexts.append(context[0].transpose(0, 1))
     return torch.cat(contexts)
 
 
-# %% book/attention.md#the-layer 7843f957
+# %% book/attention.md#the-layer 656cebf4
 class SelfAttention(nn.Module):
     """Multi-head self-attention (Attention Is All You Need, section 3.2.2).
 
@@ -159,7 +163,9 @@ class SelfAttention(nn.Module):
         projected = projected.unflatten(-1, (3, self.num_heads, -1))
         weights = None
         if lengths is not None:
-            context = attend_packed(projected, lengths, dropout_p)
+            context = attend_packed(
+                projected, lengths, dropout_p, self.explicit
+            )
         else:
             query_key_value = projected.permute(2, 0, 3, 1, 4)
             if self.explicit or output_attentions:

@@ -7,7 +7,7 @@ vocabulary; replaced as a whole or not at all, and never a pickle.
 The page: https://bertbook.github.io/bertbook/book/checkpoint_files.html
 """
 
-# Tangled from book/checkpoint_files.md (cbd8f908): change it there and run
+# Tangled from book/checkpoint_files.md (1b4eb314): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -61,11 +61,11 @@ def _no_weights(folder):
     )
 
 
-# %% book/checkpoint_files.md#reading e4b8026c
+# %% book/checkpoint_files.md#reading 59280d8c
 def _read_index(path):
     """Which file holds which tensor."""
     try:
-        places = json.loads(path.read_text("utf-8"))["weight_map"]
+        places = json.loads(path.read_bytes())["weight_map"]
         files = set(places.values())
         good = files and all(Path(name).name == name for name in files)
     except (ValueError, LookupError, AttributeError, TypeError):
@@ -169,7 +169,7 @@ def check_vocabulary(folder: str | Path, rows: int) -> str | None:
     return None if size == rows else spare
 
 
-# %% book/checkpoint_files.md#reading f0260041
+# %% book/checkpoint_files.md#reading b1a058d4
 from bertbook.tokenizer import pretrained_folder
 
 _PATTERNS = (
@@ -199,9 +199,7 @@ def find_checkpoint(
     A save that was complete when it was interrupted is found as well. For
     names, and for what they raise, see `pretrained_folder`.
     """
-    folder = pretrained_folder(source, _PATTERNS, _is_complete, revision)
-    saved = folder / _SAVED
-    return saved if saved.is_dir() else folder
+    return pretrained_folder(source, _PATTERNS, _is_complete, revision)
 
 
 # %% book/checkpoint_files.md#writing 8a93ab73

@@ -6,7 +6,7 @@ and writes a model so that others can load it.
 The page: https://bertbook.github.io/bertbook/book/checkpoints.html
 """
 
-# Tangled from book/checkpoints.md (d9bace29): change it there and run
+# Tangled from book/checkpoints.md (949611f9): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -159,7 +159,7 @@ def _load(cls, source, revision, strict, dtype, device, changes):
     return model.eval()
 
 
-# %% book/checkpoints.md#saving eb822abd
+# %% book/checkpoints.md#saving d5f9ddf9
 import json
 
 from bertbook.checkpoint_files import STEMS, saving, write_weights
@@ -180,8 +180,9 @@ def _save(model, folder, tokenizer, format, max_shard_size):
     tensors = model.state_dict()
     if published:
         tensors = to_published(tensors)
-    kinds = {str(each.dtype) for each in tensors.values()}
-    config["dtype"] = min(kinds).removeprefix("torch.")
+    kinds = (each.dtype for each in tensors.values())
+    kind = reduce(torch.promote_types, kinds)
+    config["dtype"] = str(kind).removeprefix("torch.")
     if tokenizer is not None:
         check_vocab(tokenizer.get_vocab(), (), model.config.vocab_size)
     with saving(folder) as new:

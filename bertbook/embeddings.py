@@ -6,7 +6,7 @@ sentences it is in, added and normalised.
 The page: https://bertbook.github.io/bertbook/book/embeddings.html
 """
 
-# Tangled from book/embeddings.md (c4e08bcd): change it there and run
+# Tangled from book/embeddings.md (b5755a90): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from bertbook.config import BertConfig
 
 
-# %% book/embeddings.md#dropout-by-hand 85f71b9d
+# %% book/embeddings.md#dropout-by-hand 10fab871
 def dropout(values: Float[Tensor, "*shape"], p: float) -> Tensor:
     """Zero each value with probability `p`, and divide the rest by 1 - p.
 
@@ -34,7 +34,7 @@ def dropout(values: Float[Tensor, "*shape"], p: float) -> Tensor:
     """
     if not values.is_cpu:
         return F.dropout(values, p)
-    mask = torch.rand(values.shape) >= p
+    mask = torch.rand(values.shape, dtype=torch.float, device="cpu") >= p
     return values * mask.to(values.dtype).div_(1 - p)
 
 
@@ -57,10 +57,10 @@ def _filled_in(input_ids, token_type_ids, position_ids):
     return token_type_ids, position_ids
 
 
-# %% book/embeddings.md#the-layer 0df0f8b7
+# %% book/embeddings.md#the-layer 4b2d7666
 class Embeddings(nn.Module):
     """Token, segment and position embeddings, added, normalised, dropped
-    out (BERT, section 3.2 and figure 2)."""
+    out (BERT, section 3 and figure 2)."""
 
     def __init__(self, config: BertConfig):
         super().__init__()

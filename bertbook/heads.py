@@ -6,7 +6,7 @@ sentences follow each other, and classifying texts, words and spans.
 The page: https://bertbook.github.io/bertbook/book/heads.html
 """
 
-# Tangled from book/heads.md (353c6a1a): change it there and run
+# Tangled from book/heads.md (6ce7a93a): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -25,7 +25,8 @@ __all__ = [
 ]
 
 
-# %% book/heads.md#what-they-share bb72b2f4
+# %% book/heads.md#what-they-share 29e62329
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -263,11 +264,15 @@ class QuestionAnsweringOutput(NamedTuple):
     attentions: tuple[Tensor, ...] | None
 
 
-# %% book/heads.md#spans af12d233
+# %% book/heads.md#spans c66ee0d4
 class BertForQuestionAnswering(BertWithHead):
     """Finds the span that answers a question (section 4.2)."""
 
     def __init__(self, config: BertConfig):
+        if config.num_labels != 2:  # here always a start and an end
+            config = replace(
+                config, num_labels=2, labels=None, problem_type=None
+            )
         super().__init__(config)
         self.bert = BertModel(config, add_pooling_layer=False)
         self.span_head = nn.Linear(config.hidden_size, 2)

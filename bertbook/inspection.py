@@ -7,7 +7,7 @@ on a page.
 The page: https://bertbook.github.io/bertbook/book/inspection.html
 """
 
-# Tangled from book/inspection.md (44b9cc28): change it there and run
+# Tangled from book/inspection.md (44473808): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -197,7 +197,7 @@ _STYLE = """<style>
 </style>"""
 
 
-# %% book/inspection.md#a-head-browser 686ad5e1
+# %% book/inspection.md#a-head-browser 1668b138
 _SCRIPT = """<script>
 for (const root of document.querySelectorAll(
     ".head-browser:not([data-ready])")) {
@@ -217,7 +217,7 @@ for (const root of document.querySelectorAll(
       cell.textContent = Math.floor((table[i] + 5) / 10) || "";
       cell.style.setProperty("--shade", Math.sqrt(table[i] / 1000));
     });
-    const most = table.indexOf(Math.max(...table));
+    const most = table.indexOf(table.reduce((a, b) => Math.max(a, b)));
     const from = tokens[Math.floor(most / n)], to = tokens[most % n];
     const name = buttons[chosen].getAttribute("aria-label");
     root.querySelector("output").textContent =

@@ -6,7 +6,7 @@ will become of every tensor: loaded, left out, drawn anew, or refused.
 The page: https://bertbook.github.io/bertbook/book/loading_report.html
 """
 
-# Tangled from book/loading_report.md (9adb457a): change it there and run
+# Tangled from book/loading_report.md (7f638e95): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -76,12 +76,16 @@ class LoadingReport:
         return "\n".join(lines)
 
 
-# %% book/loading_report.md#what-can-become-of-a-tensor 1f0c10b6
+# %% book/loading_report.md#what-can-become-of-a-tensor 1b631115
 class CheckpointError(ValueError):
     """A checkpoint that does not fit; its `report` says all of it."""
 
     def __init__(self, report: LoadingReport):
-        advice = "leave strict=True out to go on without what is named"
+        advice = (
+            "leave strict=True out to go on without what is named; if it "
+            "was not given, file and model share no name, and you need "
+            "another file"
+        )
         if report.untied:
             advice = "load it into BertModel, which has no decoder"
         if report.mismatched:

@@ -6,7 +6,7 @@ only where a label stands.
 The page: https://bertbook.github.io/bertbook/book/losses.html
 """
 
-# Tangled from book/losses.md (56f5f0ea): change it there and run
+# Tangled from book/losses.md (c44033ae): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -29,7 +29,7 @@ from torch import Tensor
 IGNORED = -100
 
 
-# %% book/losses.md#only-where-a-label-stands 4ac7d564
+# %% book/losses.md#only-where-a-label-stands fa660e7b
 def _full(logits):
     """At least float32: a sum over 30,522 bfloat16 exponentials drifts."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -40,7 +40,7 @@ def cross_entropy(
 ) -> Float[Tensor, ""]:
     """Mean of -log softmax at the labels that are not -100.
 
-    0, and not NaN, where every label is -100. Float32 whatever the logits.
+    0, and not NaN, where every label is -100. At least float32.
     """
     labels = labels.long()
     total = F.cross_entropy(_full(logits), labels, reduction="sum")
@@ -135,7 +135,7 @@ def guess_problem(labels: Tensor, num_labels: int) -> str:
     return "multi_label_classification"
 
 
-# %% book/losses.md#three-kinds-of-answer f68b73b2
+# %% book/losses.md#three-kinds-of-answer 0d7f214a
 def sequence_loss(
     logits: Float[Tensor, "batch classes"],
     labels: Tensor | None,
@@ -156,7 +156,8 @@ def sequence_loss(
     if logits.shape[1] == 1:
         shapes.append(logits.shape[:1])
     _check_shape("labels", labels, shapes)
-    logits, target = _full(logits), _full(labels).reshape(logits.shape)
+    logits = _full(logits)
+    target = labels.to(logits.dtype).reshape(logits.shape)
     if problem == "regression":
         expected = "a finite number is expected; leave out what has none"
         _refuse_first("labels", labels, ~labels.isfinite(), expected)

@@ -7,7 +7,7 @@ the answer is the classifier's own memory.
 The page: https://bertbook.github.io/bertbook/book/probing.html
 """
 
-# Tangled from book/probing.md (3dab6124): change it there and run
+# Tangled from book/probing.md (cd0e169a): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -151,7 +151,7 @@ class Probe(NamedTuple):
         return vectors.double() @ self.weight.T + self.bias
 
 
-# %% book/probing.md#the-probe e0f31786
+# %% book/probing.md#the-probe dac1372a
 def fit_probe(
     vectors: Float[Tensor, "n hidden"],
     labels: Int[Tensor, " n"],
@@ -166,7 +166,7 @@ def fit_probe(
     inputs, classes = (vectors - mean) / scale, labels.max().item() + 1
     weight = inputs.new_zeros(classes, inputs.shape[1], requires_grad=True)
     bias = inputs.new_zeros(classes, requires_grad=True)
-    optimiser = torch.optim.LBFGS(
+    optimizer = torch.optim.LBFGS(
         [weight, bias],
         max_iter=500,
         tolerance_grad=1e-6,
@@ -175,12 +175,12 @@ def fit_probe(
     )
 
     def closure():
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss = probe_loss(weight, bias, inputs, labels, weight_decay)
         loss.backward()
         return loss
 
-    optimiser.step(closure)
+    optimizer.step(closure)
     weight = weight.detach() / scale
     return Probe(weight, bias.detach() - weight @ mean)
 

@@ -7,7 +7,7 @@ topic, and where one word becomes two meanings.
 The page: https://bertbook.github.io/bertbook/book/representations.html
 """
 
-# Tangled from book/representations.md (fa35fd10): change it there and run
+# Tangled from book/representations.md (ffd90e55): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -37,7 +37,7 @@ from bertbook.inspection import evaluating
 from bertbook.tokenizer import BertTokenizer
 
 
-# %% book/representations.md#the-states-of-every-layer 47ec4c5e
+# %% book/representations.md#the-states-of-every-layer e50296ce
 def layer_states(
     model: nn.Module,
     tokenizer: BertTokenizer,
@@ -51,6 +51,8 @@ def layer_states(
     is cut off. The first of the `layers` is the embeddings, the first and
     last token are [CLS] and [SEP].
     """
+    bert = getattr(model, "bert", model)  # no head is needed
+    device = next(bert.parameters()).device
     states = []
     for start in range(0, len(texts), batch_size):
         batch = tokenizer(
@@ -61,8 +63,9 @@ def layer_states(
             max_length=max_length,
             return_tensors="pt",
         )
-        with evaluating(model):
-            seen = model(**batch, output_hidden_states=True)
+        batch = {name: each.to(device) for name, each in batch.items()}
+        with evaluating(bert):
+            seen = bert(**batch, output_hidden_states=True)
         by_text = torch.stack(seen.hidden_states, dim=1)
         lengths = batch["attention_mask"].sum(dim=1).tolist()
         states += [one[:, :n] for one, n in zip(by_text, lengths)]

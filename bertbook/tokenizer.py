@@ -6,7 +6,7 @@ back into text, with the names and results of the transformers library.
 The page: https://bertbook.github.io/bertbook/book/tokenizer.html
 """
 
-# Tangled from book/tokenizer.md (5ddc06f6): change it there and run
+# Tangled from book/tokenizer.md (6e9a08bf): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -293,7 +293,7 @@ def _load(cls, name, options):
     return cls(vocab, **asdict(settings))
 
 
-# %% book/tokenizer.md#berttokenizer 9d3fd935
+# %% book/tokenizer.md#berttokenizer 978ebaee
 import json
 from importlib.util import find_spec
 
@@ -309,10 +309,10 @@ def _rows_in(folder):
     config = folder / "config.json"
     if not config.exists():
         return None
-    return json.loads(config.read_text("utf-8")).get("vocab_size")
+    return json.loads(config.read_bytes()).get("vocab_size")
 
 
-# %% book/tokenizer.md#berttokenizer 68d555f1
+# %% book/tokenizer.md#berttokenizer 58e740ec
 from collections.abc import Callable, Sequence
 
 
@@ -330,7 +330,8 @@ def pretrained_folder(
     where there is neither a copy nor a network.
     """
     if Path(name).is_dir():
-        return Path(name)
+        saved = Path(name, ".saved")  # whole, but its save was interrupted
+        return saved if complete(saved) else Path(name)
     if Path(name).exists():
         raise ValueError(
             f"{name} is a file, and from_pretrained takes a folder or a "

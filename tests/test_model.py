@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
@@ -626,3 +627,21 @@ def test_every_head_is_tested():
         if name.startswith("BertFor")
     }
     assert found == set(HEADS)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
+def test_a_regression_learns_from_labels_of_any_float(dtype):
+    config = replace(TINY, num_labels=1)
+    model = bertbook.heads.BertForSequenceClassification(config)
+    labels = torch.tensor([0.5, 1.0], dtype=dtype)
+    loss = model(torch.tensor([[1, 2], [3, 4]]), labels=labels).loss
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert model.classifier.weight.grad.abs().sum() > 0
+
+
+def test_a_span_head_has_two_outputs_whatever_the_labels(tmp_path):
+    assert TINY.num_labels == 3
+    bertbook.heads.BertForQuestionAnswering(TINY).save_pretrained(tmp_path)
+    theirs = transformers.BertForQuestionAnswering.from_pretrained(tmp_path)
+    assert theirs.qa_outputs.out_features == 2
