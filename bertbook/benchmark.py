@@ -7,7 +7,7 @@ matrix-product rate each of them uses.
 The page: https://bertbook.github.io/bertbook/book/benchmark.html
 """
 
-# Tangled from book/benchmark.md (f81bb3bb): change it there and run
+# Tangled from book/benchmark.md (2d372a99): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -286,7 +286,7 @@ def _result(seconds, rates, needed, ours, theirs):
     }
 
 
-# %% book/benchmark.md#the-race ee084eeb
+# %% book/benchmark.md#the-race 4d299b9a
 LENGTHS = (64, 128, 512)
 
 
@@ -300,8 +300,8 @@ def run_benchmark(
 ) -> dict:
     """Race over tasks, lengths, full and ragged batches and formats.
 
-    A batch holds about `tokens` tokens, padding included. `report` gets each
-    row as soon as it is there. Returns what a recorded run should hold.
+    A batch holds about `tokens` tokens, padding included. `report` gets
+    each row as soon as it is there. Returns what a recorded run holds.
     """
     models = same_models(config)
     rates = {name: matmul_rate(DTYPES[name], device) for name in DTYPES}

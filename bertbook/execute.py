@@ -6,7 +6,7 @@ chapter and the line where one fails.
 The page: https://bertbook.github.io/bertbook/book/execute.html
 """
 
-# Tangled from book/execute.md (9951a499): change it there and run
+# Tangled from book/execute.md (0bbb9082): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -108,7 +108,7 @@ def store_executed(root: Path, chapter: Chapter, notebook, key: str):
     write_atomically(executed_path(root, chapter), text)
 
 
-# %% book/execute.md#one-run-by-pytest 22693adc
+# %% book/execute.md#one-run-by-pytest 19805a0e
 def _pytest(root: Path, arguments: list[str]) -> str:
     """Run pytest on notebooks, say what is done; returns its words."""
     search = [str(root), os.environ.get("PYTHONPATH", "")]
@@ -124,7 +124,7 @@ def _pytest(root: Path, arguments: list[str]) -> str:
         "JUPYTER_PLATFORM_DIRS": "1",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
-        # tqdm says so when a page has no widgets, with a path of this machine
+        # Without widgets tqdm warns, and names a path of this machine.
         "PYTHONWARNINGS": "ignore:IProgress not found",
     }
     command = [
