@@ -127,7 +127,9 @@ def test_every_recorded_run_of_the_book_is_whole():
     results = Path(reproducibility.__file__).parents[1] / "book" / "results"
     for path in results.glob("*.json"):
         command = read_run(path)["command"]
-        assert command.startswith(("python benchmarks/", "python bertbook/"))
+        assert command.startswith(
+            ("python benchmarks/", "python bertbook/")
+        )
 
 
 def test_budget(monkeypatch):
