@@ -6,7 +6,7 @@ sentences it is in, added and normalised.
 The page: https://bertbook.github.io/bertbook/book/embeddings.html
 """
 
-# Tangled from book/embeddings.md (b5755a90): change it there and run
+# Tangled from book/embeddings.md (1a73a2b8): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from bertbook.config import BertConfig
 
 
-# %% book/embeddings.md#dropout-by-hand 10fab871
+# %% book/embeddings.md#dropout-by-hand a04d0c26
 def dropout(values: Float[Tensor, "*shape"], p: float) -> Tensor:
     """Zero each value with probability `p`, and divide the rest by 1 - p.
 
@@ -39,11 +39,11 @@ def dropout(values: Float[Tensor, "*shape"], p: float) -> Tensor:
 
 
 class Dropout(nn.Dropout):
-    """`dropout` in training, nothing after `eval()`."""
+    """`dropout` in training, nothing after `eval()` or where p is 0."""
 
     def forward(self, input: Float[Tensor, "*shape"]) -> Tensor:
         """The values, some of them zero."""
-        return dropout(input, self.p) if self.training else input
+        return dropout(input, self.p) if self.training and self.p else input
 
 
 # %% book/embeddings.md#the-layer 45dfdca8

@@ -240,6 +240,20 @@ def test_packed_is_padded(layer_norm, checkpointing):
         assert relative(packed[2][name], grad) < 1e-5, name
 
 
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("p", [0.0, 0.1])
+def test_training_draws_numbers_only_where_something_drops(
+    implementation, p
+):
+    config = replace(
+        CONFIG, attn_implementation=implementation, hidden_dropout_prob=p
+    )
+    encoder = Encoder(config).train()
+    before = torch.get_rng_state()
+    encoder(torch.ones(2, 5, 32))
+    assert torch.equal(torch.get_rng_state(), before) is (p == 0.0)
+
+
 @pytest.mark.parametrize("layer_norm", ["post", "pre"])
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 @pytest.mark.parametrize("form", ["plain", "mask", "lengths", "weights"])
