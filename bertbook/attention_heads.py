@@ -7,7 +7,7 @@ and what is lost when one is switched off.
 The page: https://bertbook.github.io/bertbook/book/attention_heads.html
 """
 
-# Tangled from book/attention_heads.md (11cbe551): change it there and run
+# Tangled from book/attention_heads.md (fb19d746): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -164,8 +164,8 @@ def measure_heads(
     )
 
 
-# %% book/attention_heads.md#weight-is-half-of-it 0514f9c8
-from bertbook.inspection import evaluating
+# %% book/attention_heads.md#weight-is-half-of-it 437e66a2
+from bertbook.training_loop import evaluating
 
 
 def value_norms(

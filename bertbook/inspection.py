@@ -7,48 +7,26 @@ on a page.
 The page: https://bertbook.github.io/bertbook/book/inspection.html
 """
 
-# Tangled from book/inspection.md (44473808): change it there and run
+# Tangled from book/inspection.md (743e205b): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
     "Captured",
     "HeadBrowser",
     "capture",
-    "evaluating",
     "head_browser",
 ]
 
 
-# %% book/inspection.md#looking-changes-what-you-see 18590aad
-from collections.abc import Iterator
-from contextlib import contextmanager
+# %% book/inspection.md#looking-changes-what-you-see c14784cc
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """`model` without dropout and gradients, for the length of a block.
-
-    Afterwards every module is in training or evaluation mode as before,
-    also where the block raises an error.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield model
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-# %% book/inspection.md#looking-changes-what-you-see 4bda2251
-from collections.abc import Mapping
-from typing import NamedTuple
-
 from bertbook.tokenizer import BertTokenizer
+from bertbook.training_loop import evaluating
 
 
 class Captured(NamedTuple):

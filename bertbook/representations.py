@@ -7,7 +7,7 @@ topic, and where one word becomes two meanings.
 The page: https://bertbook.github.io/bertbook/book/representations.html
 """
 
-# Tangled from book/representations.md (ffd90e55): change it there and run
+# Tangled from book/representations.md (c0fbbf1c): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 
-# %% book/representations.md#the-states-of-every-layer 99170a16
+# %% book/representations.md#the-states-of-every-layer 6d6b38dd
 from collections.abc import Sequence
 
 import torch
@@ -33,8 +33,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from bertbook.inspection import evaluating
 from bertbook.tokenizer import BertTokenizer
+from bertbook.training_loop import evaluating
 
 
 # %% book/representations.md#the-states-of-every-layer e50296ce

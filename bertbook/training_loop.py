@@ -7,7 +7,7 @@ are made here: shape checks, batches, a run log, and files of tensors.
 The page: https://bertbook.github.io/bertbook/book/training_loop.html
 """
 
-# Tangled from book/training_loop.md (ada66cda): change it there and run
+# Tangled from book/training_loop.md (b637a520): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -15,7 +15,7 @@ __all__ = [
     "accuracy",
     "check_shapes",
     "count_parameters",
-    "evaluate",
+    "evaluating",
     "load_tensors",
     "minibatches",
     "read_log",
@@ -115,18 +115,25 @@ def minibatches(
     return iter(rows.split(batch_size) if count else ())
 
 
-# %% book/training_loop.md#the-loop 830afd92
-def evaluate(
-    model: nn.Module, score: Callable[[nn.Module], float]
-) -> float:
-    """`score(model)` without dropout and without gradients."""
-    was_training = model.training
+# %% book/training_loop.md#the-loop 1f334b5a
+from contextlib import contextmanager
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """`model` without dropout and gradients, for the length of a block.
+
+    Afterwards every module is in training or evaluation mode as before,
+    also where the block raises an error.
+    """
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with torch.no_grad():
-            return score(model)
+            yield model
     finally:
-        model.train(was_training)
+        for module, training in modes:
+            module.training = training
 
 
 # %% book/training_loop.md#a-log-of-the-run 63c4b42d
@@ -205,7 +212,7 @@ class RunLog:
         self.close()
 
 
-# %% book/training_loop.md#the-whole-loop dea85f9c
+# %% book/training_loop.md#the-whole-loop a49997ea
 import copy
 import math
 from statistics import fmean
@@ -239,7 +246,8 @@ def train(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        value = evaluate(model, score)
+        with evaluating(model):
+            value = score(model)
         record = {"epoch": epoch, "loss": fmean(losses), "score": value}
         history.append(record)
         if log:

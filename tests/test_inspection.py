@@ -25,9 +25,10 @@ from bertbook.attention_heads import (
 )
 from bertbook.config import BertConfig
 from bertbook.heads import BertForSequenceClassification
-from bertbook.inspection import Captured, capture, evaluating, head_browser
+from bertbook.inspection import Captured, capture, head_browser
 from bertbook.model import BertModel
 from bertbook.tokenizer import BertTokenizer
+from bertbook.training_loop import evaluating
 
 CONFIG = BertConfig(
     hidden_size=24,

@@ -21,7 +21,7 @@ from bertbook.training_loop import (
     accuracy,
     check_shapes,
     count_parameters,
-    evaluate,
+    evaluating,
     load_tensors,
     minibatches,
     read_log,
@@ -563,13 +563,18 @@ def test_scores_that_are_no_number_keep_the_first_weights():
 
 
 def test_evaluation_restores_the_mode_even_after_an_error():
-    model = nn.Dropout(0.5)
-    for training in (True, False):
-        model.train(training)
+    model = nn.Sequential(nn.Dropout(0.5), nn.Dropout(0.5))
+    for modes in ([True, True, False], [False, False, True]):
+        for module, training in zip(model.modules(), modes):
+            module.training = training
         with pytest.raises(ZeroDivisionError):
-            evaluate(model, lambda model: 1 / 0)
-        assert model.training is training
-    assert evaluate(model.train(), lambda m: float(m.training)) == 0.0
+            with evaluating(model) as same:
+                assert same is model
+                assert not any(m.training for m in model.modules())
+                assert not torch.is_grad_enabled()
+                1 / 0
+        assert [m.training for m in model.modules()] == modes
+        assert torch.is_grad_enabled()
 
 
 @settings(deadline=None)
