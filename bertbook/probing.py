@@ -7,12 +7,11 @@ the answer is the classifier's own memory.
 The page: https://bertbook.github.io/bertbook/book/probing.html
 """
 
-# Tangled from book/probing.md (cd0e169a): change it there and run
+# Tangled from book/probing.md (e55883ba): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
     "LabelledWords",
-    "NO_LABEL",
     "Probe",
     "ProbeScores",
     "balanced",
@@ -26,17 +25,18 @@ __all__ = [
 ]
 
 
-# %% book/probing.md#words-with-a-label 739cc55b
+# %% book/probing.md#words-with-a-label 197238fc
 import re
 
+from bertbook.losses import IGNORED
+
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*|[^\w\s]")
-NO_LABEL = -100  # the label that PyTorch's losses ignore
 
 
 def capital_labels(sentence: str) -> tuple[list[str], list[int]]:
     """The words of a sentence, and whether each begins with a capital.
 
-    1 yes, 0 no, `NO_LABEL` where that says nothing: for the first word,
+    1 yes, 0 no, `IGNORED` where that says nothing: for the first word,
     after punctuation other than a comma, and without a letter.
     """
     words = _WORD.findall(sentence)
@@ -44,7 +44,7 @@ def capital_labels(sentence: str) -> tuple[list[str], list[int]]:
     for before, word in zip(["."] + words, words):
         inside = before[-1].isalnum() or before == ","
         asked = inside and word[0].isalpha()
-        labels.append(int(word[0].isupper()) if asked else NO_LABEL)
+        labels.append(int(word[0].isupper()) if asked else IGNORED)
     return words, labels
 
 
@@ -75,7 +75,7 @@ class LabelledWords(NamedTuple):
         )
 
 
-# %% book/probing.md#words-with-a-label d7e2decc
+# %% book/probing.md#words-with-a-label fa11dc48
 def labelled_words(
     model: nn.Module,
     tokenizer: BertTokenizer,
@@ -97,7 +97,7 @@ def labelled_words(
         owners = rows.word_ids(number)
         for place, word in enumerate(owners):
             first = word is not None and word != owners[place - 1]
-            if first and tags[word] != NO_LABEL:
+            if first and tags[word] != IGNORED:
                 states.append(states_here[:, place])
                 labels.append(tags[word])
                 types.append(words[word].lower())

@@ -9,9 +9,9 @@ from sklearn.linear_model import LogisticRegression
 
 from bertbook.config import BertConfig
 from bertbook.inspection import capture
+from bertbook.losses import IGNORED
 from bertbook.model import BertModel
 from bertbook.probing import (
-    NO_LABEL,
     LabelledWords,
     ProbeScores,
     balanced,
@@ -27,7 +27,7 @@ from bertbook.tokenizer import BertTokenizer
 from bertbook.training_loop import accuracy
 
 SEEDS = st.integers(0, 10**6)
-X = NO_LABEL
+X = IGNORED
 
 
 def generator(seed):
@@ -74,8 +74,8 @@ def test_capital_labels_lose_nothing_but_blanks(text):
     words, labels = capital_labels(text)
     assert len(words) == len(labels)
     assert "".join(words) == "".join(text.split()).replace("_", "")
-    assert set(labels) <= {0, 1, NO_LABEL}
-    assert labels[:1] in ([], [NO_LABEL])
+    assert set(labels) <= {0, 1, IGNORED}
+    assert labels[:1] in ([], [IGNORED])
 
 
 def test_labelled_words_are_first_pieces():
