@@ -7,7 +7,7 @@ vocabulary; replaced as a whole or not at all, and never a pickle.
 The page: https://bertbook.github.io/bertbook/book/checkpoint_files.html
 """
 
-# Tangled from book/checkpoint_files.md (1b4eb314): change it there and run
+# Tangled from book/checkpoint_files.md (7d4c1e1e): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 
-# %% book/checkpoint_files.md#reading f431ca2b
+# %% book/checkpoint_files.md#reading f22bbf01
 import json
 import re
 from pathlib import Path
@@ -30,7 +30,6 @@ from pathlib import Path
 # The weights of a format lie in STEM.safetensors, or in several files that
 # STEM.safetensors.index.json lists.
 STEMS = {"bertbook": "bertbook", "published": "model"}
-_SAVED = ".saved"  # a complete save that is not yet in its place
 
 
 def _weights_file(folder):
@@ -114,7 +113,7 @@ def read_weights(folder: str | Path) -> tuple[dict[str, Tensor], str]:
     return tensors, format
 
 
-# %% book/checkpoint_files.md#reading 2bbcb2de
+# %% book/checkpoint_files.md#reading 89443839
 from bertbook.config import BertConfig, unused_keys
 
 
@@ -131,7 +130,7 @@ def read_configuration(folder: str | Path) -> tuple[BertConfig, list[str]]:
             "wrote"
         )
     config = BertConfig.from_json_file(path)
-    return config, unused_keys(json.loads(path.read_text("utf-8")))
+    return config, unused_keys(json.loads(path.read_bytes()))
 
 
 # %% book/checkpoint_files.md#reading a4c37186
@@ -169,8 +168,8 @@ def check_vocabulary(folder: str | Path, rows: int) -> str | None:
     return None if size == rows else spare
 
 
-# %% book/checkpoint_files.md#reading b1a058d4
-from bertbook.tokenizer import pretrained_folder
+# %% book/checkpoint_files.md#reading 111fa5b6
+from bertbook.tokenizer import SAVED, pretrained_folder
 
 _PATTERNS = (
     "config.json",
@@ -268,7 +267,7 @@ def write_weights(
         )
 
 
-# %% book/checkpoint_files.md#all-or-nothing 05d76cb7
+# %% book/checkpoint_files.md#all-or-nothing 3a73c9c5
 import os
 import shutil
 from contextlib import suppress
@@ -290,14 +289,14 @@ def _put(path, place):
 
 def _discard(folder):
     aside = folder.with_name(".saving")
-    if folder.name == _SAVED:  # gone at once, then bit by bit
+    if folder.name == SAVED:  # gone at once, then bit by bit
         _discard(aside)
         os.replace(folder, aside)
     if aside.exists():
         shutil.rmtree(aside)
 
 
-# %% book/checkpoint_files.md#all-or-nothing b0250c86
+# %% book/checkpoint_files.md#all-or-nothing c99dcdd7
 _OURS = re.compile(
     rf"({'|'.join(STEMS.values())})"
     r"(-[0-9]{5}-of-[0-9]{5})?\.safetensors(\.index\.json)?"
@@ -306,7 +305,7 @@ _OURS = re.compile(
 
 def _finish(folder):
     """Puts the files of a complete save in their places."""
-    saved = folder / _SAVED
+    saved = folder / SAVED
     if not saved.is_dir():
         return
     new = sorted(saved.iterdir(), key=lambda p: p.name == "config.json")
@@ -318,7 +317,7 @@ def _finish(folder):
     _discard(saved)
 
 
-# %% book/checkpoint_files.md#all-or-nothing 658783a9
+# %% book/checkpoint_files.md#all-or-nothing 2a466bbb
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -340,7 +339,7 @@ def saving(folder: str | Path) -> Iterator[Path]:
     new.mkdir()
     try:
         yield new
-        os.replace(new, folder / _SAVED)
+        os.replace(new, folder / SAVED)
     except BaseException:
         _discard(new)
         raise

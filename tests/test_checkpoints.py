@@ -450,6 +450,7 @@ def test_what_is_lost_or_made_up_is_logged_and_strict_raises(
     with pytest.raises(CheckpointError) as error:
         kind.from_pretrained(folder, strict=True)
     assert error.value.report == model.loading_report
+    assert "leave strict=True out" in str(error.value)
 
 
 def test_old_names_copies_and_buffers_are_no_problem(masked):
@@ -547,9 +548,11 @@ def test_a_query_without_its_key_is_not_used(folder):
 
 def test_a_file_of_another_model_is_refused_without_strict(folder):
     save_file({"epoch": torch.ones(1)}, folder / "model.safetensors")
-    with pytest.raises(CheckpointError) as error:
-        BertModel.from_pretrained(folder)
-    assert error.value.report.unexpected == ("epoch",)
+    for strict in False, True:
+        with pytest.raises(CheckpointError, match="of BERT$") as error:
+            BertModel.from_pretrained(folder, strict=strict)
+        assert "strict" not in str(error.value)
+        assert error.value.report.unexpected == ("epoch",)
 
 
 def test_a_vocabulary_that_does_not_fit(folder):
@@ -576,6 +579,10 @@ def test_a_key_without_a_meaning_is_named(folder):
     path.write_text(json.dumps(config))
     report = BertModel.from_pretrained(folder, strict=True).loading_report
     assert report.unused_keys == ("rope_theta",)
+    marked = b"\xef\xbb\xbf" + path.read_bytes()  # as some editors save it
+    path.write_bytes(marked)
+    again = BertModel.from_pretrained(folder).loading_report
+    assert again.unused_keys == ("rope_theta",)
     path.write_text(json.dumps(config | {"is_decoder": True}))
     with pytest.raises(ValueError, match="is_decoder"):
         BertModel.from_pretrained(folder)
@@ -834,6 +841,52 @@ def test_a_kill_leaves_the_old_or_the_new(first, second, tmp_path):
         files = {path.name for path in folder.iterdir()}
         assert files == {"config.json", "model.safetensors"}
     assert seen == sorted(seen) and not seen[0] and seen[-1]
+
+
+def test_model_and_tokenizer_are_of_the_same_save(monkeypatch, tmp_path):
+    """Whichever renaming or linking is the last one before an error."""
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "##b"]
+    old, new = (
+        (ours(num_hidden_layers=layers), BertTokenizer(vocab))
+        for layers, vocab in (
+            (2, {p: i for i, p in enumerate(pieces)}),
+            (1, {p: i for i, p in enumerate(pieces + ["c"])}),
+        )
+    )
+
+    def save(folder, model, tokenizer, fail_at=0):
+        done = []
+
+        def failing(function):
+            def call(*arguments):
+                done.append(function)
+                if len(done) == fail_at:
+                    raise KeyboardInterrupt
+                return function(*arguments)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            for name in "replace", "link":
+                patch.setattr(os, name, failing(getattr(os, name)))
+            model.save_pretrained(folder, tokenizer=tokenizer)
+
+    seen, failed = [], True
+    while failed:
+        folder = tmp_path / str(len(seen))
+        save(folder, *old)
+        try:
+            save(folder, *new, fail_at=len(seen) + 1)
+            failed = False
+        except KeyboardInterrupt:
+            pass
+        model = BertModel.from_pretrained(folder, strict=True)
+        vocab = BertTokenizer.from_pretrained(folder).get_vocab()
+        kept = new if model.config == new[0].config else old
+        assert_same_tensors(model.state_dict(), kept[0].state_dict())
+        assert vocab == kept[1].get_vocab()
+        seen.append(kept is new)
+    assert seen == sorted(seen) and not seen[0] and seen.count(True) > 2
 
 
 def test_a_first_save_that_is_killed_is_no_checkpoint(tmp_path):
