@@ -1,0 +1,239 @@
+"""Optimization
+
+Turns gradients into steps: AdamW as BERT has it and as it is usual, Muon,
+decay on matrices only, clipping, and a learning rate that rises and falls.
+
+The page: https://bertbook.github.io/bertbook/book/optimization.html
+"""
+
+# Tangled from book/optimization.md (a09569fc): change it there and run
+# `make tangle`, or change it here and run `make sync`.
+
+__all__ = [
+    "BertAdam",
+    "Length",
+    "OPTIMIZERS",
+    "Optimization",
+    "make_optimizers",
+    "parameter_kinds",
+    "set_rates",
+    "take_step",
+    "warmup_linear",
+]
+
+
+# %% book/optimization.md#adamw 7323759f
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+class BertAdam(torch.optim.Optimizer):
+    """AdamW, with or without the correction of its early averages.
+
+    `correct_bias=False` is what BERT was trained with (its code,
+    optimization.py); True is Kingma and Ba (2015), algorithm 1, with the
+    decay of Loshchilov and Hutter (2019), algorithm 2.
+    """
+
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.01,
+        correct_bias: bool = False,
+    ):
+        defaults = dict(lr=lr, betas=betas, eps=eps)
+        defaults |= dict(
+            weight_decay=weight_decay, correct_bias=correct_bias
+        )
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One step for every parameter with a gradient."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    _adam(parameter, self.state[parameter], group)
+
+
+# %% book/optimization.md#adamw 896820de
+def _adam(parameter, state, group):
+    """One step for one parameter, in place."""
+    if not state:
+        state["step"] = torch.zeros(())
+        state["exp_avg"] = torch.zeros_like(parameter)
+        state["exp_avg_sq"] = torch.zeros_like(parameter)
+    mean, square = state["exp_avg"], state["exp_avg_sq"]
+    first, second = group["betas"]
+    mean.lerp_(parameter.grad, 1 - first)
+    square.lerp_(parameter.grad.square(), 1 - second)
+    state["step"] += 1
+    size, root = group["lr"], square.sqrt()
+    if group["correct_bias"]:
+        steps = state["step"].item()
+        size = size / (1 - first**steps)
+        root = root / (1 - second**steps) ** 0.5
+    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+    parameter.addcdiv_(mean, root + group["eps"], value=-size)
+
+
+# %% book/optimization.md#which-parameters-decay 5e1fd07a
+def parameter_kinds(model: nn.Module) -> dict[str, list[Tensor]]:
+    """The parameters of `model` as `matrices`, `tables` and `vectors`.
+
+    Tables are embeddings; vectors are biases and the gains of norms. Each
+    parameter appears once, even if two modules share it.
+    """
+    tables = {
+        id(module.weight)
+        for module in model.modules()
+        if isinstance(module, nn.Embedding)
+    }
+    kinds = {"matrices": [], "tables": [], "vectors": []}
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            continue
+        if id(parameter) in tables:
+            kinds["tables"].append(parameter)
+        elif parameter.ndim >= 2:
+            kinds["matrices"].append(parameter)
+        else:
+            kinds["vectors"].append(parameter)
+    return kinds
+
+
+# %% book/optimization.md#the-choice 6c68944c
+from dataclasses import dataclass
+
+OPTIMIZERS = ("muon", "adamw", "bert_adam")
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """What decides a step, beside the gradient."""
+
+    optimizer: str = "muon"
+    learning_rate: float = 2e-3  # of AdamW: tables, vectors
+    muon_learning_rate: float = 0.02  # of Muon: matrices
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-8
+    weight_decay: float = 0.01  # of matrices, and of tables under AdamW
+    clip_norm: float | None = 1.0
+    warmup: float = 0.05  # share of the run
+
+    def __post_init__(self):
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(
+                f"optimizer={self.optimizer!r} is not known; give one of "
+                f"{', '.join(OPTIMIZERS)}"
+            )
+        if not 0 <= self.warmup < 1:
+            raise ValueError(
+                f"warmup={self.warmup!r} is the share of the run in which "
+                "the rate rises; give 0 or more and less than 1"
+            )
+
+
+# %% book/optimization.md#the-choice bd434467
+def make_optimizers(
+    model: nn.Module, settings: Optimization
+) -> list[torch.optim.Optimizer]:
+    """One optimizer, or two where Muon takes the matrices.
+
+    Each group remembers its peak rate in `peak`.
+    """
+    kinds = parameter_kinds(model)
+    rate, decay = settings.learning_rate, settings.weight_decay
+    groups = [
+        {"params": kinds["matrices"], "weight_decay": decay},
+        {"params": kinds["tables"], "weight_decay": decay},
+        {"params": kinds["vectors"], "weight_decay": 0.0},
+    ]
+    options = dict(lr=rate, betas=settings.betas, eps=settings.eps)
+    if settings.optimizer == "bert_adam":
+        optimizers = [BertAdam(groups, **options)]
+    elif settings.optimizer == "adamw":
+        optimizers = [torch.optim.AdamW(groups, fused=True, **options)]
+    else:
+        muon = torch.optim.Muon(
+            kinds["matrices"],
+            lr=settings.muon_learning_rate,
+            weight_decay=decay,
+        )
+        groups[1]["weight_decay"] = 0.0
+        adamw = torch.optim.AdamW(groups[1:], fused=True, **options)
+        optimizers = [muon, adamw]
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak"] = group["lr"]
+    return optimizers
+
+
+# %% book/optimization.md#a-rate-that-rises-and-falls 8c60c97c
+def warmup_linear(progress: float, warmup: float) -> float:
+    """The share of the peak rate after the share `progress` of a run.
+
+    It rises from 0 to 1 in the share `warmup`, then falls to 0.
+    """
+    if progress < warmup:
+        return progress / warmup
+    return max(0.0, (1 - progress) / (1 - warmup))
+
+
+def set_rates(
+    optimizers: list[torch.optim.Optimizer], factor: float
+) -> None:
+    """Give every group its peak rate times `factor`."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+
+
+# %% book/optimization.md#how-long-is-a-run 70e753a5
+@dataclass(frozen=True)
+class Length:
+    """The end of a run: exactly one of three."""
+
+    steps: int | None = None
+    tokens: int | None = None
+    minutes: float | None = None
+
+    def __post_init__(self):
+        given = [
+            value
+            for value in (self.steps, self.tokens, self.minutes)
+            if value is not None
+        ]
+        if len(given) != 1 or not given[0] > 0:
+            raise ValueError(
+                f"steps={self.steps}, tokens={self.tokens} and minutes="
+                f"{self.minutes}; give exactly one of them, above 0"
+            )
+
+    def progress(self, steps: int, tokens: int, seconds: float) -> float:
+        """The share of the run that is done, from 0 to 1."""
+        if self.steps is not None:
+            return min(1.0, steps / self.steps)
+        if self.tokens is not None:
+            return min(1.0, tokens / self.tokens)
+        return min(1.0, seconds / 60 / self.minutes)
+
+
+# %% book/optimization.md#one-step f8cb1137
+def take_step(
+    model: nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    clip_norm: float | None,
+) -> float:
+    """Clip the gradient, step, and forget it; returns its norm before."""
+    limit = float("inf") if clip_norm is None else clip_norm
+    norm = nn.utils.clip_grad_norm_(model.parameters(), limit)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+    return norm.item()
