@@ -6,7 +6,7 @@ into windows, and padding to one length.
 The page: https://bertbook.github.io/bertbook/book/input_rows.html
 """
 
-# Tangled from book/input_rows.md (79909ffd): change it there and run
+# Tangled from book/input_rows.md (5b455a89): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -296,20 +296,30 @@ def _pad_rows(rows, owners, rules, pad_id):
     return [pad_row(row, length, pad_id, side) for row in rows]
 
 
-# %% book/input_rows.md#what-a-call-takes 4ef2e655
+# %% book/input_rows.md#what-a-call-takes 6ecf0461
+from collections.abc import Sequence
+
+
 def _is_list(value):
     return isinstance(value, (list, tuple))
 
 
-# %% book/input_rows.md#what-a-call-takes 8404cf70
+def _listed(value):
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        return list(value[:])  # a column reads a slice faster than its rows
+    return value
+
+
+# %% book/input_rows.md#what-a-call-takes 0e3d4a78
 def read_texts(
-    text: str | list, pair: str | list | None, split: bool
+    text: str | Sequence, pair: str | Sequence | None, split: bool
 ) -> tuple[bool, list, list | None]:
     """Whether it is a batch, the first texts, and the second or None.
 
     With `split` a text is a list of words. Raises TypeError where a text is
     none, ValueError where the batches have different lengths.
     """
+    text, pair = _listed(text), _listed(pair)
     words_in = split and _is_list(text) and not any(map(_is_list, text))
     batched = _is_list(text) and not words_in
     if not batched:
@@ -337,4 +347,4 @@ def read_texts(
                 f"each text must be {kind}, and one is {each!r:.60} "
                 f"({type(each).__name__})"
             )
-    return batched, list(text), pair and list(pair)
+    return batched, text, pair

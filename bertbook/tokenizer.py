@@ -6,7 +6,7 @@ back into text, with the names and results of the transformers library.
 The page: https://bertbook.github.io/bertbook/book/tokenizer.html
 """
 
-# Tangled from book/tokenizer.md (533f036e): change it there and run
+# Tangled from book/tokenizer.md (f60359c6): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -17,7 +17,8 @@ __all__ = [
 ]
 
 
-# %% book/tokenizer.md#berttokenizer 0a034f3a
+# %% book/tokenizer.md#berttokenizer 51d4ed86
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bertbook.decoding import Decoder, TextEncoding, to_tensors
@@ -115,14 +116,14 @@ def _rules(settings, padding, truncation, side, length, *rest):
     return RowRules(padding, truncation, length, *rest, *sides)
 
 
-# %% book/tokenizer.md#berttokenizer a2b7471c
+# %% book/tokenizer.md#berttokenizer dcb8ad4b
 class CallableTokenizer(Decoder):
     """A `Decoder` that also encodes. Its `encoder` makes the columns."""
 
     def __call__(
         self,
-        text: str | list,
-        text_pair: str | list | None = None,
+        text: str | Sequence,
+        text_pair: str | Sequence | None = None,
         *,
         add_special_tokens: bool = True,
         padding: bool | str = False,
@@ -314,8 +315,8 @@ def _rows_in(folder):
     return json.loads(config.read_bytes()).get("vocab_size")
 
 
-# %% book/tokenizer.md#berttokenizer 49ac7e04
-from collections.abc import Callable, Sequence
+# %% book/tokenizer.md#berttokenizer 0d923b39
+from collections.abc import Callable
 
 
 def pretrained_folder(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_wordpiece import KINDS, VOCAB, fuzz
@@ -200,6 +201,23 @@ def test_words_instead_of_texts_equal(fast):
     agree(mine, THEIRS, (words,), asked)
     agree(mine, THEIRS, (words, words[::-1]), asked)
     agree(mine, THEIRS, (words[1],), {"is_split_into_words": True})
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_a_column_of_a_table_is_as_good_as_a_list(fast):
+    mine = MINE.fast if fast else MINE
+    words = [text.split() for text in TEXTS]
+    pairs = [list(two) for two in zip(TEXTS, TEXTS[::-1])]
+    table = Dataset.from_dict({"text": TEXTS, "words": words, "two": pairs})
+    one, split, two = table["text"], table["words"], table["two"]
+    assert not isinstance(one, list)
+    assert dict(mine(one)) == dict(mine(TEXTS))
+    assert dict(mine(one, one)) == dict(mine(TEXTS, TEXTS))
+    assert dict(mine(two)) == dict(mine(pairs))
+    asked = {"is_split_into_words": True, "return_offsets_mapping": True}
+    assert dict(mine(split, **asked)) == dict(mine(words, **asked))
+    with pytest.raises(ValueError, match="as many second texts"):
+        mine(one, table[:1]["text"])
 
 
 def test_single_texts_pairs_and_switches_equal():
