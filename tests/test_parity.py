@@ -23,15 +23,15 @@ SIZES = {  # layers, heads, hidden, intermediate, activation
     "3x48": (3, 2, 48, 96, "gelu"),
     "4x96": (4, 12, 96, 200, "relu"),
 }
-HEADS = {
-    "BertModel": (),
-    "BertForPreTraining": ("labels", "next_sentence_label"),
-    "BertForMaskedLM": ("labels",),
-    "BertForNextSentencePrediction": ("labels",),
-    "BertForSequenceClassification": ("labels",),
-    "BertForTokenClassification": ("labels",),
-    "BertForQuestionAnswering": ("start_positions", "end_positions"),
-}
+HEADS = (
+    "BertModel",
+    "BertForPreTraining",
+    "BertForMaskedLM",
+    "BertForNextSentencePrediction",
+    "BertForSequenceClassification",
+    "BertForTokenClassification",
+    "BertForQuestionAnswering",
+)
 OUR_HEADS = ("mlm", "nsp", "span", "classifier.weight", "classifier.bias")
 PADDINGS = ("none", "right", "left")
 BATCH, SEQ, VOCAB = 3, 9, 61
