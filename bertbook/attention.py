@@ -6,7 +6,7 @@ their scaled products, masks, and many heads at once.
 The page: https://bertbook.github.io/bertbook/book/attention.html
 """
 
-# Tangled from book/attention.md (2a6119a8): change it there and run
+# Tangled from book/attention.md (6785f172): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -103,7 +103,7 @@ def attend_fast(
     )
 
 
-# %% book/attention.md#batches-without-padding d2ce2525
+# %% book/attention.md#batches-without-padding 09170c8c
 def attend_packed(
     projected: Float[Tensor, "tokens 3 heads d_k"],
     lengths: list[int],
@@ -114,6 +114,7 @@ def attend_packed(
 
     `projected` holds the query, key and value of each token. The sequences
     lie one after another; their `lengths` sum to the number of tokens.
+    `explicit` takes `attend`, not the fused kernel of `attend_fast`.
     """
     by_head = projected.permute(1, 2, 0, 3).unsqueeze(1)
     contexts = []
