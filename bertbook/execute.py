@@ -6,7 +6,7 @@ chapter and the line where one fails.
 The page: https://bertbook.github.io/bertbook/book/execute.html
 """
 
-# Tangled from book/execute.md (0bbb9082): change it there and run
+# Tangled from book/execute.md (89841a4b): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 
-# %% book/execute.md#by-hand 2e3f4b03
+# %% book/execute.md#by-hand 81b55ed9
 import os
 import re
 import subprocess
@@ -34,7 +34,7 @@ from pathlib import Path
 from bertbook.chapters import Chapter, TangleError
 from bertbook.freshness import chapter_key
 from bertbook.modules import Book
-from bertbook.reproducibility import write_atomically
+from bertbook.reproducibility import describe_machine, write_atomically
 
 STORE = ".executed"
 
@@ -108,8 +108,8 @@ def store_executed(root: Path, chapter: Chapter, notebook, key: str):
     write_atomically(executed_path(root, chapter), text)
 
 
-# %% book/execute.md#one-run-by-pytest 19805a0e
-def _pytest(root: Path, arguments: list[str]) -> str:
+# %% book/execute.md#one-run-by-pytest f090c3b1
+def _pytest(root: Path, arguments: list[str], threads: str) -> str:
     """Run pytest on notebooks, say what is done; returns its words."""
     search = [str(root), os.environ.get("PYTHONPATH", "")]
     inherited = {
@@ -123,7 +123,7 @@ def _pytest(root: Path, arguments: list[str]) -> str:
         "IPYTHONDIR": str(root / STORE / "ipython"),
         "JUPYTER_PLATFORM_DIRS": "1",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+        "OMP_NUM_THREADS": threads,
         # Without widgets tqdm warns, and names a path of this machine.
         "PYTHONWARNINGS": "ignore:IProgress not found",
     }
@@ -155,8 +155,10 @@ def _pytest(root: Path, arguments: list[str]) -> str:
     return words
 
 
-# %% book/execute.md#one-run-by-pytest 13c55ece
-def run_notebooks(root: Path, paths: list[Path], timeout: int) -> dict:
+# %% book/execute.md#one-run-by-pytest e2e77ea5
+def run_notebooks(
+    root: Path, paths: list[Path], timeout: int, threads: str = "1"
+) -> dict:
     """Execute notebooks in place; those that failed, to pytest's words."""
     from xml.etree import ElementTree
 
@@ -172,6 +174,7 @@ def run_notebooks(root: Path, paths: list[Path], timeout: int) -> dict:
             f"--junitxml={report}",
             *map(str, paths),
         ],
+        threads,
     )
     if not report.exists():
         raise TangleError(f"{STORE}:1: pytest did not run\n{words}")
@@ -276,24 +279,44 @@ def figure_problems(chapter: Chapter, notebook) -> list[str]:
     return problems
 
 
-# %% book/execute.md#all-together fe683a5b
+# %% book/execute.md#all-together 4f9810cc
 _UNBORN = "Kernel died before replying to kernel_info"
 
 
-def _run_twice(root: Path, paths: list[Path], timeout: int) -> dict:
+def _run_twice(
+    root: Path, paths: list[Path], timeout: int, threads: str = "1"
+) -> dict:
     """As `run_notebooks`, with another try for kernels never started."""
-    failed = run_notebooks(root, paths, timeout)
+    failed = run_notebooks(root, paths, timeout, threads)
     unborn = [path for path, words in failed.items() if _UNBORN in words]
     if unborn:
         print(f"starting {len(unborn)} kernels again", flush=True)
-        again = run_notebooks(root, unborn, timeout)
+        again = run_notebooks(root, unborn, timeout, threads)
         failed = {
             p: w for p, w in failed.items() if p not in unborn
         } | again
     return failed
 
 
-# %% book/execute.md#all-together 45bd8378
+# %% book/execute.md#all-together 10d0759b
+def _run_all(root: Path, paths: dict[Path, Chapter], timeout: int) -> dict:
+    """Two at a time; one by one those that ask for all cores."""
+    wide = [
+        path
+        for path, chapter in paths.items()
+        if chapter.notebook.metadata.get("threads") == "all"
+    ]
+    failed = {}
+    if narrow := [path for path in paths if path not in wide]:
+        threads = os.environ.get("OMP_NUM_THREADS", "1")
+        failed |= _run_twice(root, narrow, timeout, threads)
+    for path in wide:
+        threads = str(describe_machine()["cores"])
+        failed |= _run_twice(root, [path], 5 * timeout, threads)
+    return failed
+
+
+# %% book/execute.md#all-together e7cb475d
 def _run_stale(root: Path, stale: dict[Chapter, str], timeout: int):
     import nbformat
 
@@ -304,7 +327,7 @@ def _run_stale(root: Path, stale: dict[Chapter, str], timeout: int):
     paths = {executed_path(root, chapter): chapter for chapter in longest}
     for path, chapter in paths.items():
         nbformat.write(chapter.notebook, path)
-    failed = _run_twice(root, list(paths), timeout)
+    failed = _run_all(root, paths, timeout)
     done, problems = {}, []
     for path, chapter in paths.items():
         notebook = nbformat.read(path, nbformat.NO_CONVERT)

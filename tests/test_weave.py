@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -17,6 +18,7 @@ import yaml
 from bertbook import execute as execute_module
 from bertbook.freshness import chapter_key, modules_used
 from bertbook.modules import Book, load_book
+from bertbook.reproducibility import describe_machine
 
 ROOT = Path(__file__).resolve().parent.parent
 FRONT = "---\nfile_format: mystnb\nkernelspec:\n  name: python3\n---\n\n"
@@ -506,7 +508,7 @@ def test_kernel_that_did_not_start_is_started_again(monkeypatch, tmp_path):
     died, broken = tmp_path / "died.ipynb", tmp_path / "broken.ipynb"
     calls = []
 
-    def run(root, paths, timeout):
+    def run(root, paths, timeout, threads):
         calls.append(list(paths))
         words = "Kernel died before replying to kernel_info"
         return (
@@ -519,3 +521,21 @@ def test_kernel_that_did_not_start_is_started_again(monkeypatch, tmp_path):
     failed = execute_module._run_twice(tmp_path, [died, broken], 60)
     assert calls == [[died, broken], [died]]
     assert failed == {broken: "ZeroDivisionError"}
+
+
+def test_chapter_that_asks_for_all_threads_runs_alone(monkeypatch, tmp_path):
+    calls = []
+
+    def run(root, paths, timeout, threads):
+        calls.append((list(paths), timeout, threads))
+        return {}
+
+    def chapter(**front):
+        return SimpleNamespace(notebook=SimpleNamespace(metadata=front))
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(execute_module, "run_notebooks", run)
+    cores = describe_machine()["cores"]
+    paths = {"wide": chapter(threads="all"), "a": chapter(), "b": chapter()}
+    assert execute_module._run_all(tmp_path, paths, 60) == {}
+    assert calls == [(["a", "b"], 60, "1"), (["wide"], 300, str(cores))]
