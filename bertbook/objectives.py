@@ -6,7 +6,7 @@ adds up gradients so that neither parts nor processes change them.
 The page: https://bertbook.github.io/bertbook/book/objectives.html
 """
 
-# Tangled from book/objectives.md (6a6c574c): change it there and run
+# Tangled from book/objectives.md (38649d12): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 
-# %% book/objectives.md#the-settings-of-a-run 23fd1303
+# %% book/objectives.md#the-settings-of-a-run 65c74e83
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -47,8 +47,8 @@ class Pretraining:
     batch_size: int = 64  # rows in a step, over all parts and processes
     accumulation: int = 1  # parts in which a step's batch is computed
     objective: str = "mlm"  # or "mlm+nsp", "mlm+sop"
-    masking: Masking = field(default_factory=Masking)
-    last_rate: float = 0.15  # the masking rate falls to this
+    masking: Masking = field(default_factory=lambda: Masking(rate=0.4))
+    last_rate: float = 0.2  # the masking rate falls to this
     optimization: Optimization = field(default_factory=Optimization)
     dtype: str = "bfloat16"  # of matrix products; or "float32"
     compiled: bool = False  # by torch.compile
