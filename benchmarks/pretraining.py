@@ -1,8 +1,9 @@
 """Record a pretraining run on IMDb: its losses over time.
 
     python benchmarks/pretraining.py --minutes 10
-    python benchmarks/pretraining.py --tokens 40000000 --seq-length 128 \
-        --batch-size 32 --record book/results/pretraining_long.json
+    python benchmarks/pretraining.py --tokens 42000000 --seq-length 128 \
+        --batch-size 32 --evaluate-every 500 \
+        --record book/results/pretraining_long.json
 
 The folder of the run, with the model, stays in `--out`; `--resume` goes on
 with it.
@@ -29,6 +30,7 @@ def main():
     add("--steps", type=int)
     add("--seq-length", type=int, default=Pretraining.seq_length)
     add("--batch-size", type=int, default=Pretraining.batch_size)
+    add("--evaluate-every", type=int, default=Pretraining.evaluate_every)
     add("--preset", default="mini")
     add("--out", default="runs/imdb")
     add("--resume", action="store_true")
@@ -43,6 +45,7 @@ def main():
         Length(options.steps, options.tokens, options.minutes),
         seq_length=options.seq_length,
         batch_size=options.batch_size,
+        evaluate_every=options.evaluate_every,
     )
     run = pretrain(
         settings,
