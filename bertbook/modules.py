@@ -6,7 +6,7 @@ everywhere, and names every cell that a module could not hold.
 The page: https://bertbook.github.io/bertbook/book/modules.html
 """
 
-# Tangled from book/modules.md (7ecb5d6a): change it there and run
+# Tangled from book/modules.md (32358e3b): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -38,7 +38,7 @@ from bertbook.chapters import (
 )
 
 
-# %% book/modules.md#the-cells-of-a-module d67419ef
+# %% book/modules.md#the-cells-of-a-module 4dc5f454
 @dataclass(frozen=True)
 class Book:
     """The chapters in reading order, and the cells of each module."""
@@ -58,13 +58,17 @@ class Book:
                     ).append(cell)
         return modules
 
-    def finished_before(self, chapter: str) -> set[str]:
-        """The modules whose cells all stand in earlier chapters."""
+    def finished_before(self, cell: Cell) -> set[str]:
+        """The modules whose cells all stand before `cell`."""
         order = {each.path: i for i, each in enumerate(self.chapters)}
+
+        def place(each):
+            return order[each.chapter], each.line
+
         return {
             "bertbook." + name.removesuffix(".py")
             for name, cells in self.modules.items()
-            if order[cells[-1].chapter] < order[chapter]
+            if place(cells[-1]) < place(cell)
         }
 
 
@@ -118,7 +122,7 @@ def _syntax_problem(cell: Cell, error: SyntaxError) -> str:
     return f"{place}: the cell does not parse: {error.msg}; mend it"
 
 
-# %% book/modules.md#what-a-cell-may-hold a60cbabf
+# %% book/modules.md#what-a-cell-may-hold fa855b9e
 def _import_problems(cell: Cell, tree: ast.Module, before: set[str]):
     for line, name in _imported(tree):
         place = cell.place(line)
@@ -134,7 +138,7 @@ def _import_problems(cell: Cell, tree: ast.Module, before: set[str]):
             )
         elif name.startswith("bertbook") and name not in before:
             yield (
-                f"{place}: {name} is not made by an earlier chapter; "
+                f"{place}: {name} is not made before this cell; "
                 "import earlier chapters only, or reorder _toc.yml"
             )
 
@@ -174,7 +178,7 @@ def _cell_problems(cell: Cell, seen: dict[str, str], before: set[str]):
             seen[name] = here
 
 
-# %% book/modules.md#what-a-cell-may-hold 34e116f9
+# %% book/modules.md#what-a-cell-may-hold 997b005c
 def find_problems(book: Book) -> list[str]:
     """What is wrong with the cells of `book`, one located line each."""
     problems = [
@@ -187,7 +191,7 @@ def find_problems(book: Book) -> list[str]:
     for cells in book.modules.values():
         seen, twins = {}, {}
         for cell in cells:
-            before = book.finished_before(cell.chapter)
+            before = book.finished_before(cell)
             problems += _cell_problems(cell, seen, before)
             twin = twins.setdefault(digest(cell.text), cell)
             if twin is not cell:

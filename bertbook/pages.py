@@ -7,7 +7,7 @@ work.
 The page: https://bertbook.github.io/bertbook/book/pages.html
 """
 
-# Tangled from book/pages.md (9643907e): change it there and run
+# Tangled from book/pages.md (9b2d3809): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -202,7 +202,7 @@ def name_implementers(app, doctree, docname) -> None:
             block.parent.insert(block.parent.index(block) + 1, line)
 
 
-# %% book/pages.md#the-api-page 80a4784f
+# %% book/pages.md#the-api-page 0a9e177b
 API = "book/api"
 _SECTION = """
 
@@ -221,7 +221,7 @@ def write_api(app, docname, source) -> None:
     if docname == API:
         app.env.note_dependency(str(Path(app.srcdir) / "_toc.yml"))
         for file in app.bertbook.book.modules:
-            if file != "__init__.py":  # it only hands on what others hold
+            if not file.startswith("__"):  # those hand on what others hold
                 module = file.removesuffix(".py")
                 source[0] += _SECTION.format(module=module)
 

@@ -585,6 +585,20 @@ def test_bad_cell_is_located(tmp_path, kind):
     assert sorted(root.rglob("*")) == before
 
 
+def test_a_chapter_may_make_a_second_module_from_its_first(tmp_path):
+    """The way of `__main__`: a module is there once its cells are over."""
+    body = "# T\n\nTwo.\n\n" + cell("def main(): ...", "toy.py")
+    start = cell("from bertbook.toy import main\n\nmain()", "__main__.py")
+    late = cell("def other(): ...", "toy.py")
+    root = make_book(tmp_path, toy=body + "\n" + start)
+    write_files(root, sync(root))
+    assert check(root) == []
+    assert "book/toy.html" in (root / "bertbook/__main__.py").read_text()
+    for wrong in (start + "\n" + body, body + "\n" + start + "\n" + late):
+        (root / "book/toy.md").write_text(FRONT + "# T\n\nTwo.\n\n" + wrong)
+        assert any("bertbook.toy is not made" in x for x in problems(root))
+
+
 def test_example_of_a_cell_in_a_verbatim_block_is_fine(tmp_path):
     body = (
         "# T\n\n````markdown\n"
