@@ -1,12 +1,13 @@
 """Optimization
 
 Turns gradients into steps: AdamW as BERT has it and as it is usual, Muon,
-decay on matrices only, clipping, and a learning rate that rises and falls.
+decay of matrices but not of vectors, clipping, and a learning rate that
+rises and falls.
 
 The page: https://bertbook.github.io/bertbook/book/optimization.html
 """
 
-# Tangled from book/optimization.md (a09569fc): change it there and run
+# Tangled from book/optimization.md (fed14348): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Length",
     "OPTIMIZERS",
     "Optimization",
+    "check_fields",
     "make_optimizers",
     "parameter_kinds",
     "set_rates",
@@ -22,7 +24,7 @@ __all__ = [
 ]
 
 
-# %% book/optimization.md#adamw 7323759f
+# %% book/optimization.md#adam-by-hand 7323759f
 from collections.abc import Iterable
 
 import torch
@@ -61,7 +63,7 @@ class BertAdam(torch.optim.Optimizer):
                     _adam(parameter, self.state[parameter], group)
 
 
-# %% book/optimization.md#adamw 896820de
+# %% book/optimization.md#adam-by-hand 896820de
 def _adam(parameter, state, group):
     """One step for one parameter, in place."""
     if not state:
@@ -82,12 +84,13 @@ def _adam(parameter, state, group):
     parameter.addcdiv_(mean, root + group["eps"], value=-size)
 
 
-# %% book/optimization.md#which-parameters-decay 5e1fd07a
+# %% book/optimization.md#what-decays 91962520
 def parameter_kinds(model: nn.Module) -> dict[str, list[Tensor]]:
     """The parameters of `model` as `matrices`, `tables` and `vectors`.
 
     Tables are embeddings; vectors are biases and the gains of norms. Each
-    parameter appears once, even if two modules share it.
+    parameter appears once, even if two modules share it; what needs no
+    gradient does not appear.
     """
     tables = {
         id(module.weight)
@@ -107,39 +110,85 @@ def parameter_kinds(model: nn.Module) -> dict[str, list[Tensor]]:
     return kinds
 
 
-# %% book/optimization.md#the-choice 6c68944c
-from dataclasses import dataclass
+# %% book/optimization.md#the-choice ed685a08
+from collections.abc import Callable
+
+
+def check_fields(
+    settings, wanted: dict[str, tuple[Callable[..., bool], str]]
+) -> None:
+    """Refuse a field of `settings` that does not fit.
+
+    `wanted` gives, for each name, a test and in words what passes it.
+    Raises ValueError, which names the field, its value and these words.
+    """
+    for name, (fits, words) in wanted.items():
+        value = getattr(settings, name)
+        try:
+            good = fits(value)
+        except TypeError:  # of another type altogether
+            good = False
+        if not good:
+            raise ValueError(f"{name}={value!r} does not fit; give {words}")
+
+
+# %% book/optimization.md#the-choice fa352a03
+import math
 
 OPTIMIZERS = ("muon", "adamw", "bert_adam")
 
 
+def _positive(value):
+    return 0 < value < math.inf
+
+
+def _two_shares(values):
+    return len(values) == 2 and all(0 <= each < 1 for each in values)
+
+
+_WANTED = {
+    "optimizer": (OPTIMIZERS.__contains__, " or ".join(OPTIMIZERS)),
+    "learning_rate": (_positive, "a number above 0, such as 0.002"),
+    "muon_learning_rate": (_positive, "a number above 0, such as 0.02"),
+    "betas": (_two_shares, "two numbers in [0, 1), such as (0.9, 0.98)"),
+    "eps": (_positive, "a number above 0, such as 1e-8"),
+    "weight_decay": (lambda v: 0 <= v < math.inf, "0 or more"),
+    "clip_norm": (
+        lambda v: v is None or v > 0,
+        "a number above 0, or None for no clipping",
+    ),
+    "warmup": (lambda v: 0 <= v < 1, "a share of the run, in [0, 1)"),
+}
+
+
+# %% book/optimization.md#the-choice d33e3cf2
+from dataclasses import dataclass
+
+
 @dataclass(frozen=True)
 class Optimization:
-    """What decides a step, beside the gradient."""
+    """What decides a step, beside the gradient.
+
+    `optimizer` is "muon" (matrices by Muon, the rest by AdamW), "adamw",
+    or "bert_adam" (without correction, and tables decay, as BERT has it).
+    Rates are the peaks of the schedule. Raises ValueError for a field that
+    does not fit.
+    """
 
     optimizer: str = "muon"
-    learning_rate: float = 2e-3  # of AdamW: tables, vectors
-    muon_learning_rate: float = 0.02  # of Muon: matrices
+    learning_rate: float = 2e-3  # of all that Muon does not take
+    muon_learning_rate: float = 0.02  # of matrices, under "muon"
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-8
-    weight_decay: float = 0.01  # of matrices, and of tables under AdamW
-    clip_norm: float | None = 1.0
-    warmup: float = 0.05  # share of the run
+    weight_decay: float = 0.01  # of matrices; BERT: of tables too
+    clip_norm: float | None = 1.0  # the gradient's largest norm
+    warmup: float = 0.05  # the share of the run in which rates rise
 
     def __post_init__(self):
-        if self.optimizer not in OPTIMIZERS:
-            raise ValueError(
-                f"optimizer={self.optimizer!r} is not known; give one of "
-                f"{', '.join(OPTIMIZERS)}"
-            )
-        if not 0 <= self.warmup < 1:
-            raise ValueError(
-                f"warmup={self.warmup!r} is the share of the run in which "
-                "the rate rises; give 0 or more and less than 1"
-            )
+        check_fields(self, _WANTED)
 
 
-# %% book/optimization.md#the-choice bd434467
+# %% book/optimization.md#the-choice 63a54f81
 def make_optimizers(
     model: nn.Module, settings: Optimization
 ) -> list[torch.optim.Optimizer]:
@@ -149,9 +198,10 @@ def make_optimizers(
     """
     kinds = parameter_kinds(model)
     rate, decay = settings.learning_rate, settings.weight_decay
+    of_tables = decay if settings.optimizer == "bert_adam" else 0.0
     groups = [
         {"params": kinds["matrices"], "weight_decay": decay},
-        {"params": kinds["tables"], "weight_decay": decay},
+        {"params": kinds["tables"], "weight_decay": of_tables},
         {"params": kinds["vectors"], "weight_decay": 0.0},
     ]
     options = dict(lr=rate, betas=settings.betas, eps=settings.eps)
@@ -161,12 +211,11 @@ def make_optimizers(
         optimizers = [torch.optim.AdamW(groups, fused=True, **options)]
     else:
         muon = torch.optim.Muon(
-            kinds["matrices"],
+            groups.pop(0)["params"],
             lr=settings.muon_learning_rate,
             weight_decay=decay,
         )
-        groups[1]["weight_decay"] = 0.0
-        adamw = torch.optim.AdamW(groups[1:], fused=True, **options)
+        adamw = torch.optim.AdamW(groups, fused=True, **options)
         optimizers = [muon, adamw]
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -174,11 +223,35 @@ def make_optimizers(
     return optimizers
 
 
-# %% book/optimization.md#a-rate-that-rises-and-falls 8c60c97c
+# %% book/optimization.md#clipping 13a3a491
+def take_step(
+    model: nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    clip_norm: float | None,
+) -> float:
+    """Clip the gradient, step, and forget it; returns its norm before.
+
+    Raises FloatingPointError, before the step, if the norm is no number.
+    """
+    limit = math.inf if clip_norm is None else clip_norm
+    norm = nn.utils.clip_grad_norm_(model.parameters(), limit).item()
+    if not math.isfinite(norm):
+        raise FloatingPointError(
+            f"the norm of the gradient is {norm}, so no step was taken; "
+            "lower the learning rate and continue from the last state"
+        )
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+    return norm
+
+
+# %% book/optimization.md#a-rate-that-rises-and-falls e91b7645
 def warmup_linear(progress: float, warmup: float) -> float:
     """The share of the peak rate after the share `progress` of a run.
 
-    It rises from 0 to 1 in the share `warmup`, then falls to 0.
+    It rises from 0 to 1 in the share `warmup`, then falls to 0 (BERT,
+    appendix A.2).
     """
     if progress < warmup:
         return progress / warmup
@@ -194,22 +267,23 @@ def set_rates(
             group["lr"] = group["peak"] * factor
 
 
-# %% book/optimization.md#how-long-is-a-run 70e753a5
+# %% book/optimization.md#when-is-the-end 87a17c4a
 @dataclass(frozen=True)
 class Length:
-    """The end of a run: exactly one of three."""
+    """The end of a run: exactly one of three.
+
+    `minutes` count by the clock, so that two runs of one length need not
+    have the same steps. Raises ValueError unless one is given, above 0.
+    """
 
     steps: int | None = None
-    tokens: int | None = None
+    tokens: int | None = None  # with padding and special tokens
     minutes: float | None = None
 
     def __post_init__(self):
-        given = [
-            value
-            for value in (self.steps, self.tokens, self.minutes)
-            if value is not None
-        ]
-        if len(given) != 1 or not given[0] > 0:
+        every = self.steps, self.tokens, self.minutes
+        given = [value for value in every if value is not None]
+        if len(given) != 1 or not _positive(given[0]):
             raise ValueError(
                 f"steps={self.steps}, tokens={self.tokens} and minutes="
                 f"{self.minutes}; give exactly one of them, above 0"
@@ -222,18 +296,3 @@ class Length:
         if self.tokens is not None:
             return min(1.0, tokens / self.tokens)
         return min(1.0, seconds / 60 / self.minutes)
-
-
-# %% book/optimization.md#one-step f8cb1137
-def take_step(
-    model: nn.Module,
-    optimizers: list[torch.optim.Optimizer],
-    clip_norm: float | None,
-) -> float:
-    """Clip the gradient, step, and forget it; returns its norm before."""
-    limit = float("inf") if clip_norm is None else clip_norm
-    norm = nn.utils.clip_grad_norm_(model.parameters(), limit)
-    for optimizer in optimizers:
-        optimizer.step()
-        optimizer.zero_grad()
-    return norm.item()
