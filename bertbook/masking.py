@@ -6,26 +6,27 @@ pure function of the seed, the epoch and the number of the row.
 The page: https://bertbook.github.io/bertbook/book/masking.html
 """
 
-# Tangled from book/masking.md (949cb0b7): change it there and run
+# Tangled from book/masking.md (e01b0ce5): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
     "MaskedRows",
     "Masking",
+    "Owners",
     "Pieces",
     "SPAN_LIMIT",
     "SPAN_P",
     "choose_positions",
     "draw_numbers",
     "example_generator",
+    "find_owners",
     "mask_rows",
     "rate_at",
     "spread_labels",
-    "unit_scores",
 ]
 
 
-# %% book/masking.md#one-random-number-for-each-piece b27c65e9
+# %% book/masking.md#one-random-number-for-each-piece 029811f1
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
@@ -39,26 +40,27 @@ def example_generator(
 
     Philox is a counter put through a cipher (Salmon et al., 2011): the key
     is the seed, and the upper half of the counter is the row's address.
+    None of the three may be negative.
     """
     counter = [0, 0, example, epoch]
-    return np.random.Generator(np.random.Philox(seed, counter=counter))
+    bits = np.random.Philox(key=seed, counter=counter)
+    return np.random.Generator(bits)
 
 
-# %% book/masking.md#one-random-number-for-each-piece 45da7dda
+# %% book/masking.md#one-random-number-for-each-piece 93d08f73
 def draw_numbers(
     seed: int, epoch: int, examples: Int[np.ndarray, " rows"], seq: int
-) -> Float[Tensor, "3 rows seq"]:
-    """Three numbers in [0, 1) for each position of each row."""
-    drawn = [
-        example_generator(seed, epoch, int(example)).random(
-            (3, seq), np.float32
-        )
-        for example in examples
-    ]
-    return torch.from_numpy(np.stack(drawn, axis=1))
+) -> Float[Tensor, "4 rows seq"]:
+    """Four numbers in [0, 1) for each position of each row."""
+    numbers = np.empty((len(examples), 4, seq), np.float32)
+    for row, example in zip(numbers, examples):
+        generator = example_generator(seed, epoch, int(example))
+        generator.random(out=row, dtype=np.float32)
+    return torch.from_numpy(numbers).transpose(0, 1)
 
 
-# %% book/masking.md#what-may-be-hidden 27a2f0dc
+# %% book/masking.md#what-may-be-hidden afd956c6
+import re
 from dataclasses import dataclass
 
 
@@ -69,7 +71,7 @@ class Pieces:
     mask_id: int
     special: Bool[Tensor, " vocab"]  # never hidden, never put in
     continues: Bool[Tensor, " vocab"]  # ##pieces: inside a word
-    ordinary: Int[Tensor, " ordinary"]  # the ids that are not special
+    ordinary: Int[Tensor, " ordinary"]  # the ids that may be put in
 
     @classmethod
     def of(cls, tokenizer) -> "Pieces":
@@ -82,16 +84,16 @@ class Pieces:
             )
         special = torch.zeros(max(vocab.values()) + 1, dtype=torch.bool)
         special[tokenizer.all_special_ids] = True
-        continues = torch.zeros_like(special)
-        inner = [at for piece, at in vocab.items() if piece[:2] == "##"]
-        continues[inner] = True
-        ordinary = (~special).nonzero()[:, 0]
-        return cls(
-            vocab[tokenizer.mask_token], special, continues, ordinary
-        )
+        continues, ordinary = torch.zeros_like(special), ~special
+        for piece, number in vocab.items():
+            continues[number] = piece.startswith("##")
+            if re.fullmatch(r"\[unused\d+\]", piece):
+                ordinary[number] = False
+        mask_id = vocab[tokenizer.mask_token]
+        return cls(mask_id, special, continues, ordinary.nonzero()[:, 0])
 
 
-# %% book/masking.md#the-recipe b1ca7415
+# %% book/masking.md#the-recipe ece37029
 @dataclass(frozen=True)
 class Masking:
     """How pieces are hidden; the defaults are BERT's (section 3.1)."""
@@ -117,66 +119,80 @@ class Masking:
                     f"{name}={getattr(self, name)!r} is not known; give "
                     f"one of {', '.join(known)}"
                 )
-        if min(self.mask, self.random) < 0 or self.mask + self.random > 1:
+        shares = self.mask >= 0 and self.random >= 0
+        if not (shares and self.mask + self.random <= 1 + 1e-9):
             raise ValueError(
                 f"mask={self.mask} and random={self.random} are no shares "
                 "of the chosen pieces; give two that sum to at most 1"
             )
 
 
-# %% book/masking.md#units b53009a2
+# %% book/masking.md#pieces-words-spans d8dff821
 SPAN_P, SPAN_LIMIT = 0.2, 10  # Joshi et al. (2020), section 3.1
 
 
-def _word_starts(input_ids, pieces):
-    """Where a word begins; a special token is a word of its own."""
-    special = pieces.special[input_ids]
-    starts = ~pieces.continues[input_ids] | special
-    starts[:, 1:] |= special[:, :-1]
-    starts[:, 0] = True
-    return starts
-
-
 def _span_starts(starts, numbers):
-    """Which words begin a span: lengths are geometric, cut at ten words."""
-    lengths = (torch.log1p(-numbers) / np.log(1 - SPAN_P)).ceil()
-    ends = lengths.clamp(1, SPAN_LIMIT).long().cumsum(1)
-    first = torch.zeros_like(starts)
-    seq = starts.shape[1]
-    first.scatter_(1, ends.clamp(max=seq - 1), True)
+    """Which words begin a span of geometric length, at most ten words."""
+    inside = 1 - (1 - SPAN_P) ** SPAN_LIMIT  # the chance of a length <= 10
+    lengths = torch.log1p(-numbers * inside) / np.log(1 - SPAN_P)
+    ends = lengths.ceil().clamp(1, SPAN_LIMIT).long().cumsum(1)
+    rows, seq = starts.shape
+    first = torch.zeros(rows, seq + 1, dtype=torch.bool)
+    first.scatter_(1, ends.clamp(max=seq), True)
     first[:, 0] = True
     words = starts.long().cumsum(1) - 1
     return starts & first.gather(1, words)
 
 
-# %% book/masking.md#units 80d09113
-def unit_scores(
+# %% book/masking.md#pieces-words-spans 7f767a5d
+def _word_starts(input_ids, pieces):
+    """Where a word begins; a special token is a word of its own."""
+    special = pieces.special[input_ids]
+    starts = ~pieces.continues[input_ids] | special
+    return starts | _after(special)
+
+
+def _after(special):
+    """The first position and those that follow a special token."""
+    return torch.nn.functional.pad(special[:, :-1], (1, 0), value=True)
+
+
+# %% book/masking.md#pieces-words-spans 115078f8
+from typing import NamedTuple
+
+
+class Owners(NamedTuple):
+    """Where the word, and the unit, of each position begin."""
+
+    words: Int[Tensor, "rows seq"]
+    units: Int[Tensor, "rows seq"]
+
+
+def find_owners(
     input_ids: Int[Tensor, "rows seq"],
     pieces: Pieces,
-    masking: Masking,
-    numbers: Float[Tensor, "3 rows seq"],
-) -> tuple[Float[Tensor, "rows seq"], Int[Tensor, "rows seq"]]:
-    """A random score for each position, and the number of its word.
+    unit: str,
+    numbers: Float[Tensor, "rows seq"],
+) -> Owners:
+    """The owners of all positions; `numbers` decide how long spans are.
 
-    Pieces of one unit share a score. A special token scores 2, so that it
-    comes last.
+    Where the unit is a piece, each piece counts as a word.
     """
-    starts = _word_starts(input_ids, pieces)
-    words = starts.long().cumsum(1)
-    if masking.unit == "piece":
-        starts = torch.ones_like(starts)
-        words = starts.long().cumsum(1)
-    elif masking.unit == "span":
-        special = pieces.special[input_ids]
-        starts = _span_starts(starts, numbers[2]) | special
-        starts[:, 1:] |= special[:, :-1]
     places = torch.arange(input_ids.shape[1]).expand_as(input_ids)
-    owner = torch.where(starts, places, 0).cummax(1).values
-    scores = numbers[0].gather(1, owner)
-    return scores.masked_fill(pieces.special[input_ids], 2.0), words
+    if unit == "piece":
+        return Owners(places, places)
+    starts = units = _word_starts(input_ids, pieces)
+    if unit == "span":
+        special = pieces.special[input_ids]
+        units = _span_starts(starts, numbers) | special | _after(special)
+    words, units = (
+        torch.where(each, places, 0).cummax(1).values
+        for each in (starts, units)
+    )
+    return Owners(words, units)
 
 
-# %% book/masking.md#choosing 12137c4a
+# %% book/masking.md#choosing 3e89e661
 def choose_positions(
     scores: Float[Tensor, "rows seq"],
     words: Int[Tensor, "rows seq"],
@@ -184,30 +200,56 @@ def choose_positions(
 ) -> tuple[Int[Tensor, "rows width"], Bool[Tensor, "rows width"]]:
     """Which positions to hide, and which of these entries count.
 
-    With exact counts, `width` depends on the rate and on `seq` only.
+    The lowest scores are chosen, and none of 1 or more; `words` says where
+    the word of each position begins. With exact counts, `width` depends on
+    the rate and on `seq` only.
     """
-    rows, seq = scores.shape
-    ordinary = (scores < 2).sum(1, keepdim=True)
+    seq = scores.shape[1]
     order = scores.argsort(dim=1, stable=True)
-    rank = torch.arange(seq).expand(rows, seq)
+    sorted_scores = scores.gather(1, order)
     if masking.count == "independent":
-        chosen = scores.gather(1, order) < masking.rate
-        width = max(1, int(chosen.sum(1).max()))
-        return order[:, :width], chosen[:, :width]
-    wanted = (ordinary * masking.rate).round().clamp(min=1)
-    chosen = rank < torch.minimum(wanted, ordinary)
-    word = words.gather(1, order)
-    last = word.gather(1, (wanted.long() - 1).clamp(max=seq - 1))
-    cut = (word == last) & ~chosen
-    whole = chosen & ~((word == last) & cut.any(1, keepdim=True))
-    chosen = torch.where(whole.any(1, keepdim=True), whole, chosen)
-    width = max(1, round(seq * masking.rate))
+        chosen = sorted_scores < masking.rate
+        width = int(chosen.any(0).sum())
+    else:
+        ordinary = sorted_scores < 1
+        share = ordinary.sum(1, keepdim=True).double() * masking.rate
+        wanted = share.round().clamp(min=1).long()
+        chosen = (torch.arange(seq) < wanted) & ordinary
+        width = round(seq * masking.rate)
+    if masking.count == "exact" and masking.unit != "piece":
+        chosen = _whole_words(words, order, ordinary, chosen, wanted)
+        front = chosen.int().argsort(dim=1, descending=True, stable=True)
+        order, chosen = order.gather(1, front), chosen.gather(1, front)
+    width = max(1, width)
     return order[:, :width], chosen[:, :width]
 
 
-# %% book/masking.md#replacing b5f08910
-from typing import NamedTuple
+# %% book/masking.md#choosing 8b41cccb
+def _whole_words(words, order, ordinary, chosen, wanted):
+    """`chosen` without the word that is cut; short words take its room."""
+    word = words.gather(1, order)
+    last = word.gather(1, (wanted - 1).clamp(max=words.shape[1] - 1))
+    mine = word == last
+    cut = mine & (mine & ~chosen & ordinary).any(1, keepdim=True)
+    whole = chosen & ~cut
+    sizes = torch.zeros_like(words)
+    sizes = sizes.scatter_add(1, words, torch.ones_like(words))
+    single = (sizes.gather(1, word) == 1) & ~chosen & ordinary
+    room = wanted - whole.sum(1, keepdim=True)
+    whole |= single & (single.cumsum(1) <= room)
+    return torch.where(whole.any(1, keepdim=True), whole, chosen)
 
+
+# %% book/masking.md#replacing 7fe178bc
+def _replacements(hidden, kind, other, pieces, masking):
+    """[MASK], a random piece or the piece itself, by the number `kind`."""
+    place = (other.double() * len(pieces.ordinary)).long()
+    drawn = pieces.ordinary[place]
+    new = torch.where(kind < masking.mask + masking.random, drawn, hidden)
+    return torch.where(kind < masking.mask, pieces.mask_id, new)
+
+
+# %% book/masking.md#replacing 21166f44
 from bertbook.losses import IGNORED
 
 
@@ -230,30 +272,23 @@ def mask_rows(
     """Hide pieces of `input_ids`: the same for the same address.
 
     `examples` are the numbers of the rows in the data set, and with the
-    `seed` and the `epoch` they decide everything. BERT, section 3.1, task 1.
+    `seed` and the `epoch` they decide everything. BERT, section 3.1.
     """
-    numbers = draw_numbers(seed, epoch, examples, input_ids.shape[1])
-    scores, words = unit_scores(input_ids, pieces, masking, numbers)
-    positions, chosen = choose_positions(scores, words, masking)
+    seq = input_ids.shape[1]
+    score, kind, other, length = draw_numbers(seed, epoch, examples, seq)
+    words, units = find_owners(input_ids, pieces, masking.unit, length)
+    score = score.gather(1, units)
+    score = score.masked_fill(pieces.special[input_ids], 2.0)
+    if masking.unit == "span":
+        kind = kind.gather(1, units)
+    positions, chosen = choose_positions(score, words, masking)
     hidden = input_ids.gather(1, positions)
-    kind = numbers[1].gather(1, positions)
-    new = _replacements(hidden, kind, pieces, masking)
+    kind, other = kind.gather(1, positions), other.gather(1, positions)
+    new = _replacements(hidden, kind, other, pieces, masking)
     new = torch.where(chosen, new, hidden)
     labels = torch.where(chosen, hidden, IGNORED)
-    return MaskedRows(
-        input_ids.scatter(1, positions, new), positions, labels
-    )
-
-
-# %% book/masking.md#replacing 71eeaf8c
-def _replacements(hidden, kind, pieces, masking):
-    """[MASK], a random piece or the piece itself, by the number `kind`."""
-    stop = masking.mask + masking.random
-    share = ((kind - masking.mask) / max(masking.random, 1e-9)).clamp(0, 1)
-    place = (share * len(pieces.ordinary)).long()
-    other = pieces.ordinary[place.clamp(max=len(pieces.ordinary) - 1)]
-    new = torch.where(kind < stop, other, hidden)
-    return torch.where(kind < masking.mask, pieces.mask_id, new)
+    masked = input_ids.scatter(1, positions, new)
+    return MaskedRows(masked, positions, labels)
 
 
 # %% book/masking.md#a-rate-that-falls e7b16bfa
