@@ -8,7 +8,7 @@ datasets.Dataset.
 The page: https://bertbook.github.io/bertbook/book/corpora.html
 """
 
-# Tangled from book/corpora.md (52dd7833): change it there and run
+# Tangled from book/corpora.md (ea0e770f): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -363,8 +363,8 @@ def _is_cached(repository):
     return wanted in {f.name.replace("_", "").lower() for f in folders}
 
 
-# %% book/corpora.md#the-hub-and-no-hub fa153bfc
-def _load_from_hub(name, split, config):
+# %% book/corpora.md#the-hub-and-no-hub a76bb0fd
+def _load_from_hub(name, split, config, streaming):
     repository = name
     if name == "wikitext-2":
         repository, config = "Salesforce/wikitext", "wikitext-2-raw-v1"
@@ -372,27 +372,31 @@ def _load_from_hub(name, split, config):
     if not (here or hub_answers()):
         raise ConnectionError(
             f"{name!r} is not an embedded corpus ({', '.join(SOURCES)}), "
-            "and the Hugging Face hub does not answer; choose one of "
-            "these, or come back with a network."
+            "there is no such file or folder, and the Hugging Face hub does "
+            "not answer; choose one of these, or come back with a network."
         )
-    return _import_datasets().load_dataset(repository, config, split=split)
+    return _import_datasets().load_dataset(
+        repository, config, split=split, streaming=streaming
+    )
 
 
-# %% book/corpora.md#the-hub-and-no-hub da56d20a
-def load_corpus(name, split="train", config=None):
+# %% book/corpora.md#the-hub-and-no-hub 2e097321
+def load_corpus(name, split="train", config=None, streaming=False):
     """One split of a corpus as a `datasets.Dataset`.
 
     `name`: `imdb`, `rotten_tomatoes`, `bbc_news` or `wnut`, whose columns
     `corpus_features` describes and whose splits are `SPLITS`; else
     `wikitext-2`, or what `datasets.load_dataset` takes, with its `config`.
+    With `streaming` it is an IterableDataset, of which nothing is kept.
     Raises ModuleNotFoundError (package missing), ValueError (files
     altered, no such split) or ConnectionError (not here, and no network).
     """
     if name not in SOURCES:
-        return _load_from_hub(name, split, config)
+        return _load_from_hub(name, split, config, streaming)
     if split not in SPLITS or config is not None:
         raise ValueError(
             f"{name!r} has no split {split!r} with config {config!r}; "
             f"its splits are {', '.join(SPLITS)}, without a config."
         )
-    return _load_embedded(name)[split].with_format(None)
+    data = _load_embedded(name)[split].with_format(None)
+    return data.to_iterable_dataset() if streaming else data

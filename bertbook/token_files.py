@@ -6,98 +6,250 @@ resumable, and reads it back as full rows without loading it.
 The page: https://bertbook.github.io/bertbook/book/token_files.html
 """
 
-# Tangled from book/token_files.md (ae856a44): change it there and run
+# Tangled from book/token_files.md (7a8afe03): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
-    "ARRAYS",
     "PackedRows",
     "TokenFiles",
+    "count_packed",
     "encode_documents",
     "write_token_files",
 ]
 
 
-# %% book/token_files.md#a-document-as-integers 3c8f2bbe
+# %% book/token_files.md#a-document-as-integers 31d23945
+import hashlib
+import io
 import json
-from collections.abc import Iterable, Iterator
+import multiprocessing
+import os
+import shutil
+import threading
+import zlib
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
+from tqdm import tqdm
 
 from bertbook.corpora import split_sentences
+from bertbook.reproducibility import write_atomically
+from bertbook.tokenizer_files import tokenizer_json
 
 
+# %% book/token_files.md#a-document-as-integers b5921f70
 def encode_documents(documents: list[str], tokenizer) -> dict:
     """The arrays of one shard.
 
     `ids` are the pieces of all documents, each ending in [SEP];
     `sentences` says where in `ids` each sentence starts, and `documents`
-    which sentence starts each document; both end with the total.
+    which sentence starts each document; both end with the total. What has
+    no pieces leaves no trace.
     """
-    kind = np.uint16 if len(tokenizer.get_vocab()) <= 2**16 else np.uint32
+    wide = max(tokenizer.get_vocab().values()) >= 2**16
     ids, sentences, first = [], [], []
     for document in documents:
-        first.append(len(sentences))
         texts = split_sentences(document)
-        rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        rows = [row["ids"] for row in tokenizer.encoder.encode_batch(texts)]
+        if any(rows):
+            first.append(len(sentences))
         for row in filter(None, rows):
             sentences.append(len(ids))
-            ids.extend(row)
-        ids.append(tokenizer.sep_token_id)
+            ids += row
+        if any(rows):
+            ids.append(tokenizer.sep_token_id)
     return {
-        "ids": np.array(ids, kind),
+        "ids": np.array(ids, np.uint32 if wide else np.uint16),
         "sentences": np.array([*sentences, len(ids)], np.int64),
         "documents": np.array([*first, len(sentences)], np.int64),
     }
 
 
-# %% book/token_files.md#a-shard-is-whole-or-absent d75f2067
-import os
-import tempfile
-
-ARRAYS = ("ids", "sentences", "documents")
+# %% book/token_files.md#a-shard-is-whole-or-absent 77e27abe
+_ARRAYS = ("ids", "sentences", "documents")
 
 
 def _write_shard(path, documents, tokenizer):
-    """Write the folder `path`, which is there only when it is whole."""
+    """Make the folder `path`, which is there only when it is whole."""
     arrays = encode_documents(documents, tokenizer)
-    new = Path(tempfile.mkdtemp(dir=path.parent, prefix=".shard-"))
-    for name, array in arrays.items():
-        np.save(new / f"{name}.npy", array)
-    os.rename(new, path)
+    facts = {
+        "tokens": len(arrays["ids"]),
+        "documents": len(arrays["documents"]) - 1,
+        "characters": sum(map(len, documents)),
+        "files": {},
+    }
+    new = path.with_name(f".{path.name}")
+    try:
+        new.mkdir()
+        for name, array in arrays.items():
+            np.save(form := io.BytesIO(), array)
+            data = form.getvalue()
+            write_atomically(new / f"{name}.npy", data)
+            facts["files"][f"{name}.npy"] = [len(data), zlib.crc32(data)]
+        write_atomically(new / "shard.json", json.dumps(facts))
+        os.rename(new, path)
+    except OSError as error:
+        shutil.rmtree(new, ignore_errors=True)
+        message = (
+            f"{path} could not be written ({error.strerror}); the shards "
+            "before it are whole: make room, and make the same call again"
+        )
+        raise OSError(error.errno, message) from error
 
 
-# %% book/token_files.md#in-parallel 7d241907
-from collections import deque
-from itertools import islice
-
-
-def _bounded_map(pool, function, tasks, waiting):
-    """Run tasks in other processes, with few of them in memory."""
-    pending = deque()
-    for task in tasks:
-        pending.append(pool.submit(function, *task))
-        if len(pending) >= waiting:
-            pending.popleft().result()
-    for future in pending:
-        future.result()
+# %% book/token_files.md#the-shards-of-a-stream b192a31e
+_SHARD_CHARACTERS = 2**24  # a shard of so many is not filled further
 
 
 def _in_parts(documents: Iterable[str], size: int) -> Iterator[list[str]]:
-    documents = iter(documents)
-    while part := list(islice(documents, size)):
+    part, room = [], _SHARD_CHARACTERS
+    for document in documents:
+        part.append(document)
+        room -= len(document)
+        if len(part) == size or room <= 0:
+            yield part
+            part, room = [], _SHARD_CHARACTERS
+    if part:
         yield part
 
 
-# %% book/token_files.md#in-parallel 467d5af1
-import multiprocessing
-import shutil
-from concurrent.futures import ProcessPoolExecutor
-
-from bertbook.reproducibility import write_atomically
+# %% book/token_files.md#the-shards-of-a-stream e6f957c4
+def _digest(texts) -> str:
+    data = "\0".join(texts).encode("utf-8", "surrogatepass")
+    return hashlib.sha256(data).hexdigest()[:12]
 
 
+def _facts(path):
+    """What `shard.json` says of a shard; None where a file is not whole."""
+    try:
+        facts = json.loads((path / "shard.json").read_bytes())
+        sizes = {n: (path / n).stat().st_size for n in facts["files"]}
+    except (OSError, ValueError):
+        return None
+    whole = all(facts["files"][n][0] == sizes[n] for n in sizes)
+    return facts if whole else None
+
+
+def _tasks(documents, folder, shard_size, names):
+    """What is still to do; `names` receives every shard's name."""
+    for number, part in enumerate(_in_parts(documents, shard_size)):
+        path = folder / f"{number:06}-{_digest(part)}"
+        names[path.name] = number
+        if _facts(path) is None:
+            if path.exists():
+                shutil.rmtree(path)  # damaged
+            yield path, part
+
+
+# %% book/token_files.md#in-parallel ee14da58
+def _begin_worker(tokenizer):
+    global _tokenizer
+    _tokenizer = tokenizer
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent():
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _work(path, documents):
+    _write_shard(path, documents, _tokenizer)
+
+
+def _in_processes(tasks, tokenizer, workers):
+    """Make shards in `workers` processes; few tasks wait in memory."""
+    start = multiprocessing.get_context("spawn")
+    begin = workers, start, _begin_worker, (tokenizer,)
+    pending = deque()
+    try:
+        with ProcessPoolExecutor(*begin) as pool:
+            for task in tasks:
+                pending.append(pool.submit(_work, *task))
+                if len(pending) >= 2 * workers:
+                    pending.popleft().result()
+            for future in pending:
+                future.result()
+    except BrokenProcessPool:
+        raise RuntimeError(f"a worker process ended; {_GUARD}") from None
+
+
+_GUARD = (
+    "a script that asks for workers must call under if __name__ == "
+    "'__main__':, because each worker imports it; ask for fewer workers "
+    "if memory was short"
+)
+
+
+def _check_request(documents, workers):
+    if isinstance(documents, str):
+        raise ValueError("documents is one string; write [documents]")
+    if workers > 1 and multiprocessing.parent_process():
+        raise RuntimeError(f"this is a worker process itself; {_GUARD}")
+
+
+# %% book/token_files.md#what-a-folder-holds 2e4522a7
+_FORMAT = 1  # of the folder; changes with the arrays
+
+
+def _check_plan(folder, tokenizer, shard_size, source):
+    """Refuse a folder whose shards another plan made."""
+    form = tokenizer_json(tokenizer.get_vocab(), tokenizer.settings)
+    plan = {
+        "format": _FORMAT,
+        "vocabulary": _digest([form]),
+        "shard_size": shard_size,
+        "source": source,
+    }
+    path = folder / "plan.json"
+    if not path.exists():
+        write_atomically(path, json.dumps(plan))
+    there = json.loads(path.read_bytes())
+    for name, wanted in plan.items():
+        if there.get(name) != wanted:
+            raise ValueError(
+                f"{folder} holds shards with {name} {there.get(name)}, and "
+                f"{wanted} is asked for; give another folder, or delete "
+                "this one"
+            )
+
+
+# %% book/token_files.md#what-a-folder-holds 8316bc06
+def _write_index(folder, names):
+    shards = [{"name": name} | _facts(folder / name) for name in names]
+    text = json.dumps({"shards": shards}, indent=1)
+    write_atomically(folder / "index.json", text)
+
+
+def _read_index(folder):
+    path = folder / "index.json"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{folder} has no index.json, so it is no finished folder of "
+            "token files; call write_token_files again"
+        )
+    shards = json.loads(path.read_bytes())["shards"]
+    for shard in shards:
+        name = shard["name"]
+        if {"name": name} | (_facts(folder / name) or {}) != shard:
+            raise ValueError(_damaged(folder / name))
+    return shards
+
+
+def _damaged(path):
+    return (
+        f"the shard {path} is damaged; delete this folder, and call "
+        "write_token_files again, which makes it again"
+    )
+
+
+# %% book/token_files.md#what-a-folder-holds 53bdc6c3
 def write_token_files(
     documents: Iterable[str],
     tokenizer,
@@ -105,138 +257,120 @@ def write_token_files(
     *,
     workers: int = 1,
     shard_size: int = 1000,
+    source: str | None = None,
+    show_progress: bool = False,
 ) -> "TokenFiles":
     """Tokenise `documents`, which may stream, into shards in `folder`.
 
-    Shards that are there already are not made again, so an interrupted
-    call is continued by the same call. `shard_size` counts documents.
-    Raises ValueError where the folder holds another plan's shards.
+    Whole shards are not made again, so an interrupted call is continued by
+    the same call; a second process waits for the first. `shard_size` counts
+    documents. A `source` names documents that never change: a finished
+    folder of it is opened without reading them. Raises ValueError where the
+    folder holds another plan's shards, OSError where the disk is full.
     """
-    folder = Path(folder)
+    folder, names = Path(folder), {}
+    _check_request(documents, workers)
     folder.mkdir(parents=True, exist_ok=True)
-    _check_plan(folder, tokenizer, shard_size)
-    for torn in folder.glob(".shard-*"):
-        shutil.rmtree(torn)
-    names = []
-    tasks = _tasks(documents, tokenizer, folder, shard_size, names)
-    if workers == 1:
-        for task in tasks:
-            _write_shard(*task)
-    else:
-        start = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, start) as pool:
-            _bounded_map(pool, _write_shard, tasks, 2 * workers)
-    for extra in set(_shards_in(folder)) - set(names):
-        shutil.rmtree(folder / extra)  # of a longer corpus
-    _write_index(folder, names)
+    with FileLock(folder / ".lock"):
+        _check_plan(folder, tokenizer, shard_size, source)
+        if source and (folder / "index.json").exists():
+            return TokenFiles(folder)
+        for torn in folder.glob(".??????-*"):
+            shutil.rmtree(torn)  # a killed process left it
+        tasks = _tasks(documents, folder, shard_size, names)
+        tasks = tqdm(tasks, unit=" shards", disable=not show_progress)
+        if workers == 1:
+            for path, part in tasks:
+                _write_shard(path, part, tokenizer)
+        else:
+            _in_processes(tasks, tokenizer, workers)
+        _write_index(folder, names)
+        for shard in folder.glob("??????-*"):
+            if shard.name not in names:
+                shutil.rmtree(shard)  # of other texts
     return TokenFiles(folder)
 
 
-# %% book/token_files.md#in-parallel a5f767a2
-def _tasks(documents, tokenizer, folder, shard_size, names):
-    """What is still to do; `names` receives every shard's name."""
-    for number, part in enumerate(_in_parts(documents, shard_size)):
-        name = f"{number:06}-{_digest(part)}"
-        names.append(name)
-        if not (folder / name).exists():
-            yield folder / name, part, tokenizer
-
-
-# %% book/token_files.md#what-a-folder-holds c34c8170
-import hashlib
-import zlib
-
-
-def _digest(texts) -> str:
-    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:12]
-
-
-def _shards_in(folder):
-    return sorted(path.name for path in folder.glob("*-*") if path.is_dir())
-
-
-def _check_plan(folder, tokenizer, shard_size):
-    """Refuse a folder whose shards another vocabulary made."""
-    vocab = "\n".join(tokenizer.get_vocab())
-    plan = {
-        "vocabulary": _digest([vocab, str(tokenizer.settings)]),
-        "shard_size": shard_size,
-    }
-    path = folder / "plan.json"
-    if not path.exists():
-        write_atomically(path, json.dumps(plan))
-    for name, before in json.loads(path.read_bytes()).items():
-        if plan.get(name) != before:
-            raise ValueError(
-                f"{folder} holds shards with {name} {before}, and "
-                f"{plan.get(name)} is asked for; give another folder, or "
-                "delete this one"
-            )
-
-
-def _write_index(folder, names):
-    shards, total = [], 0
-    for name in names:
-        arrays = _open_shard(folder / name)
-        total = zlib.crc32(arrays["ids"], total)
-        shards.append({"name": name, "tokens": len(arrays["ids"])})
-    index = {"shards": shards, "crc32": f"{total:08x}"}
-    write_atomically(folder / "index.json", json.dumps(index, indent=1))
-
-
+# %% book/token_files.md#reading 012f108d
 def _open_shard(path):
-    return {
-        name: np.load(path / f"{name}.npy", mmap_mode="r")
-        for name in ARRAYS
-    }
+    return {n: np.load(path / f"{n}.npy", mmap_mode="r") for n in _ARRAYS}
 
 
-# %% book/token_files.md#reading 7cae9508
+class _Shards(Sequence):
+    """The arrays of each shard, opened when it is asked for."""
+
+    def __init__(self, paths: list[Path], opened: int = 64):
+        self.paths = paths
+        self.open = lru_cache(opened)(_open_shard)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, number: int) -> dict[str, np.ndarray]:
+        return self.open(self.paths[number])
+
+
+# %% book/token_files.md#reading 16b46933
 class TokenFiles:
     """A tokenised corpus on disk; nothing is read until it is asked for.
 
-    `shards` holds the arrays of `encode_documents`, memory-mapped.
-    Raises FileNotFoundError where `write_token_files` has not finished.
+    `shards` holds the arrays of `encode_documents`, memory-mapped, and
+    `index` the facts of each. `tokens` counts the pieces and a [SEP] for
+    each of the `documents`, `pieces` those without, `characters` what the
+    texts had. `digest` tells two contents apart. Raises FileNotFoundError
+    where `write_token_files` has not finished, ValueError for damage.
     """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        path = self.folder / "index.json"
-        if not path.exists():
-            raise FileNotFoundError(
-                f"{self.folder} has no index.json, so it is no finished "
-                "folder of token files; run write_token_files again"
-            )
-        index = json.loads(path.read_bytes())
-        self.digest: str = index["crc32"]
-        self.tokens = sum(shard["tokens"] for shard in index["shards"])
-        self.shards = [
-            _open_shard(self.folder / shard["name"])
-            for shard in index["shards"]
-        ]
-        self.documents = sum(
-            len(shard["documents"]) - 1 for shard in self.shards
-        )
+        self.index: list[dict] = _read_index(self.folder)
+        self.digest = _digest([json.dumps(self.index, sort_keys=True)])
+        for name in ("tokens", "documents", "characters"):
+            setattr(self, name, sum(shard[name] for shard in self.index))
+        self.pieces = self.tokens - self.documents
+        paths = [self.folder / shard["name"] for shard in self.index]
+        self.shards = _Shards(paths)
+
+    def __reduce__(self):  # a copy in another process opens them again
+        return TokenFiles, (self.folder,)
+
+    def verify(self) -> None:
+        """Read every byte; ValueError names the shard that has changed."""
+        for shard in self.index:
+            path = self.folder / shard["name"]
+            for name, (_, checksum) in shard["files"].items():
+                if zlib.crc32((path / name).read_bytes()) != checksum:
+                    raise ValueError(_damaged(path))
 
 
-# %% book/token_files.md#full-rows f16c6f3d
+# %% book/token_files.md#full-rows 9678677a
+def count_packed(tokens: int, inner: int) -> int:
+    """How many rows of `inner` pieces a shard gives, for every shift."""
+    return max(0, (tokens - inner + 1) // inner)
+
+
+# %% book/token_files.md#full-rows d44e446a
 class PackedRows:
     """Rows of `seq_length` without padding: [CLS] 1 2 3 … [SEP].
 
-    The pieces of the documents follow each other, and a row begins where
-    the one before ended, whatever stands there (RoBERTa's full sentences).
-    In each epoch the first cut falls elsewhere. No row crosses a shard.
+    A row begins where the one before ended, whatever stands there. In each
+    epoch the first cut falls elsewhere. No row crosses a shard. Liu et al.
+    (2019), section 4.2, cut at pieces. ValueError where there is no row.
     """
 
     def __init__(
         self, files: TokenFiles, seq_length: int, tokenizer, seed: int = 0
     ):
+        if seq_length < 3:
+            raise ValueError(
+                f"seq_length={seq_length} leaves no room for text between "
+                "[CLS] and [SEP]; give 3 or more"
+            )
         self.files, self.inner = files, seq_length - 2
         self.ends = tokenizer.cls_token_id, tokenizer.sep_token_id
         self.seed = seed
         counts = [
-            max(0, (len(shard["ids"]) - self.inner + 1) // self.inner)
-            for shard in files.shards
+            count_packed(s["tokens"], self.inner) for s in files.index
         ]
         self.stops = np.cumsum([0, *counts])
         if self.stops[-1] == 0:

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -511,7 +512,7 @@ def refused(name, **named):
         load_corpus(name, **named)
     message = str(caught.value)
     assert "\n" not in message and message.count(". ") == 0
-    assert repr(name) in message
+    assert repr(name) in message and "no such file or folder" in message
     for embedded in NAMES:
         assert embedded in message
     return message
@@ -601,10 +602,19 @@ def test_hub_names_reach_datasets(monkeypatch):
     load_corpus("wikitext-2", "test")
     load_corpus("nyu-mll/glue", "train", "sst2")
     load_corpus("rajpurkar/squad", "train[:1%]")
+    load_corpus("wikimedia/wikipedia", None, "20231101.en", streaming=True)
+    whole = {"streaming": False}
     assert calls == [
-        (("Salesforce/wikitext", "wikitext-2-raw-v1"), {"split": "test"}),
-        (("nyu-mll/glue", "sst2"), {"split": "train"}),
-        (("rajpurkar/squad", None), {"split": "train[:1%]"}),
+        (
+            ("Salesforce/wikitext", "wikitext-2-raw-v1"),
+            {"split": "test", **whole},
+        ),
+        (("nyu-mll/glue", "sst2"), {"split": "train", **whole}),
+        (("rajpurkar/squad", None), {"split": "train[:1%]", **whole}),
+        (
+            ("wikimedia/wikipedia", "20231101.en"),
+            {"split": None, "streaming": True},
+        ),
     ]
 
 
@@ -619,7 +629,19 @@ def test_a_folder_of_files_needs_no_hub(monkeypatch, tmp_path, no_network):
         datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache"
     )
     assert load_corpus(str(tmp_path), "train")[0] == {"text": "one"}
+    shutil.rmtree(tmp_path / "cache")
+    stream = load_corpus(str(tmp_path), "train", streaming=True)
+    assert list(stream) == [{"text": "one"}]
+    assert not list(tmp_path.rglob("*.arrow")), "a stream keeps nothing"
     assert no_network == []
+
+
+def test_an_embedded_corpus_can_stream():
+    from datasets import IterableDataset
+
+    stream = load_corpus("bbc_news", "test", streaming=True)
+    assert isinstance(stream, IterableDataset)
+    assert list(stream) == list(load_corpus("bbc_news", "test"))
 
 
 def test_a_cached_data_set_needs_no_hub(tmp_path):
