@@ -6,7 +6,7 @@ what they count; with one process nothing happens.
 The page: https://bertbook.github.io/bertbook/book/ranks.html
 """
 
-# Tangled from book/ranks.md (9f51c19d): change it there and run
+# Tangled from book/ranks.md (8c052865): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -75,7 +75,7 @@ def together() -> Iterator[Rank]:
     dist.destroy_process_group()
 
 
-# %% book/ranks.md#shares 38b5c6fc
+# %% book/ranks.md#shares f31c1a3b
 def share_of(examples, rank: Rank):
     """The rows of `examples` that this process computes."""
     return examples[rank.number :: rank.size]
@@ -90,9 +90,10 @@ def check_shares(batch_size: int, parts: int = 1) -> None:
     size = this_rank().size
     if batch_size // parts < size:
         raise ValueError(
-            f"batch_size={batch_size} in {parts} parts for {size} processes "
-            f"leaves one without a row; give batch_size={parts * size} or "
-            "more, fewer parts (accumulation), or fewer processes"
+            f"batch_size={batch_size} in {parts} parts for {size} "
+            "processes leaves one without a row; give batch_size="
+            f"{parts * size} or more, fewer parts (accumulation), or fewer "
+            "processes"
         )
 
 
