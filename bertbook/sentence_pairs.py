@@ -6,7 +6,7 @@ next sentence, and for ALBERT's, which of the two came first.
 The page: https://bertbook.github.io/bertbook/book/sentence_pairs.html
 """
 
-# Tangled from book/sentence_pairs.md (cbc6b758): change it there and run
+# Tangled from book/sentence_pairs.md (5b9c2387): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -18,36 +18,42 @@ __all__ = [
     "document_generator",
     "next_sentence_pairs",
     "pair_table",
+    "random_next",
     "sentence_order_pairs",
     "target_length",
     "truncate_pair",
 ]
 
 
-# %% book/sentence_pairs.md#where-sentences-are d2a9a5b6
+# %% book/sentence_pairs.md#three-documents 7957f67a
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Int
 
 from bertbook.token_files import TokenFiles
 
 
 class Span(NamedTuple):
-    """Pieces that follow each other in one shard: whole sentences."""
+    """Pieces that follow each other in one shard."""
 
     shard: int
     start: int
     stop: int
 
 
+# %% book/sentence_pairs.md#three-documents 389c6adf
 class Documents:
-    """The documents that have text, and where their sentences are."""
+    """Where the documents of token files are, and their sentences."""
 
     def __init__(self, files: TokenFiles):
-        self.folder = files.folder
-        self.sentences = [np.asarray(s["sentences"]) for s in files.shards]
-        rows = [_places(n, shard) for n, shard in enumerate(files.shards)]
-        self.places = np.concatenate(rows)
+        self.folder, self.sentences, places = files.folder, [], []
+        for number, shard in enumerate(files.shards):
+            self.sentences.append(shard["sentences"].astype(np.int32))
+            first = np.array(shard["documents"])
+            shards = np.full(len(first) - 1, number)
+            places.append(np.stack([shards, first[:-1], first[1:]], 1))
+        self.places = np.concatenate(places)
 
     def __len__(self):
         return len(self.places)
@@ -57,26 +63,13 @@ class Documents:
 
         Ends with where the last one stops.
         """
-        shard, first, last, stop = self.places[number].tolist()
-        starts = self.sentences[shard][first:last].tolist()
-        return shard, [*starts, stop]
+        shard, first, last = self.places[number].tolist()
+        bounds = self.sentences[shard][first : last + 1].tolist()
+        bounds[-1] -= 1  # its [SEP]
+        return shard, bounds
 
 
-# %% book/sentence_pairs.md#where-sentences-are 75c690c0
-def _places(number, shard):
-    """Shard, first sentence, the one after, and the end of each text."""
-    first = np.asarray(shard["documents"])
-    has_text = first[:-1] < first[1:]
-    begin, end = first[:-1][has_text], first[1:][has_text]
-    # Before the next sentence stands one [SEP] for each document that ends
-    # there: this one, and those without text behind it.
-    seps = np.searchsorted(first, end, "right")
-    seps -= np.searchsorted(first, end, "left")
-    stop = shard["sentences"][end] - seps
-    return np.stack([np.full(len(end), number), begin, end, stop], axis=1)
-
-
-# %% book/sentence_pairs.md#by-hand deb60beb
+# %% book/sentence_pairs.md#a-pair-by-hand deb60beb
 from bisect import bisect_left
 
 
@@ -93,7 +86,7 @@ def chunk_end(
     return min(end, len(bounds) - 1)
 
 
-# %% book/sentence_pairs.md#by-hand 073eba50
+# %% book/sentence_pairs.md#a-pair-by-hand a340ed09
 def document_generator(
     seed: int, epoch: int, document: int
 ) -> np.random.Generator:
@@ -103,7 +96,8 @@ def document_generator(
     that no document draws what a row draws.
     """
     counter = [0, 1, document, epoch]
-    return np.random.Generator(np.random.Philox(seed, counter=counter))
+    bits = np.random.Philox(key=seed, counter=counter)
+    return np.random.Generator(bits)
 
 
 def target_length(
@@ -115,7 +109,7 @@ def target_length(
     return room
 
 
-# %% book/sentence_pairs.md#by-hand bba8bb1d
+# %% book/sentence_pairs.md#a-pair-by-hand 001ff703
 from collections.abc import Iterator
 
 
@@ -139,16 +133,24 @@ def next_sentence_pairs(
         a = Span(shard, bounds[first], bounds[split])
         if split == end or draw.random() < 0.5:
             rest = target - (a.stop - a.start)
-            yield a, _random_next(documents, number, rest, draw), 1
+            yield a, random_next(documents, number, rest, draw), 1
             first = split
         else:
             yield a, Span(shard, a.stop, bounds[end]), 0
             first = end
 
 
-# %% book/sentence_pairs.md#by-hand fb76bbf2
-def _random_next(documents, number, target, draw):
-    """Sentences from a random place of a random other document."""
+# %% book/sentence_pairs.md#a-pair-by-hand c2edda3f
+def random_next(
+    documents: Documents,
+    number: int,
+    target: int,
+    draw: np.random.Generator,
+) -> Span:
+    """Sentences of any document but `number`, from a random one on.
+
+    As many as reach `target` pieces or the document's end.
+    """
     other = int(draw.integers(len(documents) - 1))
     shard, bounds = documents.bounds(other + (other >= number))
     first = int(draw.integers(len(bounds) - 1))
@@ -156,7 +158,30 @@ def _random_next(documents, number, target, draw):
     return Span(shard, bounds[first], bounds[end])
 
 
-# %% book/sentence_pairs.md#order e1875aec
+# %% book/sentence_pairs.md#what-does-not-fit b414fa45
+def truncate_pair(
+    a: Span, b: Span, room: int, draw: np.random.Generator
+) -> tuple[Span, Span]:
+    """Take pieces from the longer of two until `room` holds both.
+
+    Each piece is taken from the front or from the back by a coin.
+    """
+    first, second = a.stop - a.start, b.stop - b.start
+    if first + second <= room:
+        return a, b
+    kept = min(first, max(room - second, room - room // 2))
+    return _shorten(a, kept, draw), _shorten(b, room - kept, draw)
+
+
+def _shorten(span, length, draw):
+    """`length` pieces of `span`; so many coins are one binomial draw."""
+    start = span.start
+    if too_many := span.stop - start - length:
+        start += int(draw.binomial(too_many, 0.5))
+    return Span(span.shard, start, start + length)
+
+
+# %% book/sentence_pairs.md#which-came-first eae6fbb7
 def sentence_order_pairs(
     documents: Documents,
     number: int,
@@ -177,34 +202,11 @@ def sentence_order_pairs(
         a = Span(shard, bounds[first], bounds[split])
         b = Span(shard, bounds[split], bounds[end])
         label = int(draw.random() < 0.5)
-        yield (b, a, label) if label else (a, b, label)
+        yield (b, a, 1) if label else (a, b, 0)
         first = end
 
 
-# %% book/sentence_pairs.md#truncation 097887d6
-def truncate_pair(
-    a: Span, b: Span, room: int, draw: np.random.Generator
-) -> tuple[Span, Span]:
-    """Take pieces from the longer of two until `room` holds both.
-
-    Each piece is taken from the front or from the back by a coin.
-    """
-    lengths = a.stop - a.start, b.stop - b.start
-    if sum(lengths) <= room:
-        return a, b
-    kept = min(lengths[0], max(room - lengths[1], room - room // 2))
-    return _shorten(a, kept, draw), _shorten(b, room - kept, draw)
-
-
-def _shorten(span, length, draw):
-    """`length` pieces of `span`; so many coins are one binomial draw."""
-    start = span.start
-    if too_many := span.stop - start - length:
-        start += int(draw.binomial(too_many, 0.5))
-    return Span(span.shard, start, start + length)
-
-
-# %% book/sentence_pairs.md#a-table b23c0ff1
+# %% book/sentence_pairs.md#the-pairs-of-an-epoch ecef1273
 from array import array
 
 OBJECTIVES = {"nsp": next_sentence_pairs, "sop": sentence_order_pairs}
@@ -217,7 +219,7 @@ def pair_table(
     epoch: int,
     objective: str = "nsp",
     short: float = 0.1,
-) -> np.ndarray:
+) -> Int[np.ndarray, "pairs 7"]:
     """All pairs of an epoch, seven 32-bit integers each.
 
     The shard, start and stop of A, those of B, and the label. The same for
@@ -236,7 +238,7 @@ def pair_table(
     return np.frombuffer(table, np.int32).reshape(-1, 7)
 
 
-# %% book/sentence_pairs.md#a-table 934e7242
+# %% book/sentence_pairs.md#the-pairs-of-an-epoch b86d7320
 def _check_pairs(documents, room, objective, short):
     """Refuse, in one sentence, what gives no pairs."""
     if objective not in OBJECTIVES:
@@ -246,32 +248,50 @@ def _check_pairs(documents, room, objective, short):
         )
     if room < 2 or not 0 <= short <= 1:
         raise ValueError(
-            f"seq_length={room + 3} and short={short} are given, and at "
-            "least 5 pieces and a share of 0 to 1 are expected"
+            f"seq_length={room + 3} and short={short} are given, and 5 or "
+            "more and a share of 0 to 1 are expected; change them"
         )
     count, where = len(documents), documents.folder
     if objective == "nsp" and count < 2:
         raise ValueError(
-            f"{where} holds {count} document(s) with text, and a random "
-            "next sentence is from another document; give two or more "
-            "(a blank line ends a document)"
+            f"{where} holds {count} document(s), and a random "
+            "next sentence is from another one; give two or more (a blank "
+            "line ends a document), or objective='sop'"
         )
-    lengths = documents.places[:, 2] - documents.places[:, 1]
-    if objective == "sop" and not (lengths > 1).any():
+    sentences = documents.places[:, 2] - documents.places[:, 1]
+    if not (sentences > 1).any():
         raise ValueError(
-            f"{where} holds no document of two sentences, which have an "
-            "order; give longer documents"
+            f"{where} holds no document of two sentences, so none has a "
+            "next one; leave no blank line between the sentences of a "
+            "document"
         )
 
 
-# %% book/sentence_pairs.md#rows 066a5c2c
+# %% book/sentence_pairs.md#rows e7bce624
+def _write_pair(row, a, b, cls, sep):
+    """Put [CLS] A [SEP] B [SEP] into `row`; where B starts and ends."""
+    split = len(a) + 2
+    end = split + len(b) + 1
+    row[0], row[split - 1], row[end - 1] = cls, sep, sep
+    row[1 : split - 1], row[split : end - 1] = a, b
+    return split, end
+
+
+def _empty_rows(count, seq_length, pad):
+    names = "input_ids", "token_type_ids", "attention_mask"
+    rows = {name: np.zeros((count, seq_length), int) for name in names}
+    rows["input_ids"][:] = pad
+    return rows
+
+
+# %% book/sentence_pairs.md#rows ec044a21
 class PairRows:
     """Rows of two segments: [CLS] A [SEP] B [SEP] [PAD] …
 
     `objective` is "nsp" (label 1: B is from another document) or "sop"
-    (label 1: A follows B); `short` the share of documents whose pairs are
-    shorter than a row. Only the table of the latest epoch is kept. Raises
-    ValueError where the files cannot give such pairs.
+    (label 1: A follows B); `short` is the share of documents whose pairs
+    are shorter than a row. Raises ValueError where the files give no such
+    pairs.
     """
 
     def __init__(
@@ -283,49 +303,51 @@ class PairRows:
         objective: str = "nsp",
         short: float = 0.1,
     ):
-        documents = Documents(files)
-        _check_pairs(documents, seq_length - 3, objective, short)
-        self.files, self.seq_length, self.seed = files, seq_length, seed
+        _check_pairs(Documents(files), seq_length - 3, objective, short)
+        self.files, self.tokenizer = files, tokenizer
+        self.seq_length, self.seed = seq_length, seed
         self.kind = objective, short
-        self.cls, self.sep = tokenizer.cls_token_id, tokenizer.sep_token_id
-        self.pad = tokenizer.pad_token_id
-        self.latest = None, None
+        self.latest = None, None  # an epoch and its table
 
-    def table(self, epoch: int) -> np.ndarray:
-        """`pair_table` of the epoch."""
+    def table(self, epoch: int) -> Int[np.ndarray, "pairs 7"]:
+        """The `pair_table` of an epoch."""
         if self.latest[0] != epoch:
-            plan = self.seq_length, self.seed, epoch, *self.kind
-            self.latest = epoch, pair_table(self.files, *plan)
+            plan = self.files, self.seq_length, self.seed, epoch
+            self.latest = epoch, pair_table(*plan, *self.kind)
         return self.latest[1]
 
     def count(self, epoch: int) -> int:
         """How many pairs there are, which differs between epochs."""
         return len(self.table(epoch))
 
-    def rows(
-        self, epoch: int, examples: np.ndarray
-    ) -> dict[str, np.ndarray]:
-        """The model's inputs and labels of the pairs with these numbers."""
-        pairs = self.table(epoch)[examples]
-        shape = len(pairs), self.seq_length
-        names = "input_ids", "token_type_ids", "attention_mask"
-        rows = {name: np.zeros(shape, np.int64) for name in names}
-        rows["input_ids"][:] = self.pad
-        for number, pair in enumerate(pairs.tolist()):
-            row = rows["input_ids"][number]
-            split, end = self._fill(row, *pair[:6])
-            rows["token_type_ids"][number, split:end] = 1
-            rows["attention_mask"][number, :end] = 1
-        rows["next_sentence_label"] = pairs[:, 6].astype(np.int64)
-        return rows
+    def rows(self, epoch: int, examples: np.ndarray) -> dict:
+        """The model's inputs, and labels, of the pairs with these numbers.
 
-    def _fill(self, row, *spans):
-        """Write both segments; where the second starts and ends."""
-        stops, row[0], at = [], self.cls, 1
-        for shard, start, stop in (spans[:3], spans[3:]):
-            end = at + stop - start
-            row[at:end] = self.files.shards[shard]["ids"][start:stop]
-            row[end] = self.sep
-            at = end + 1
-            stops.append(at)
-        return stops
+        `input_ids`, `token_type_ids` and `attention_mask` are (rows, seq),
+        and `next_sentence_label` is (rows,).
+        """
+        return _rows_of(self, self.table(epoch)[examples])
+
+
+# %% book/sentence_pairs.md#rows f57e73d5
+def _rows_of(source, pairs):
+    files, tokenizer = source.files, source.tokenizer
+    pad, ends = (
+        tokenizer.pad_token_id,
+        (
+            tokenizer.cls_token_id,
+            tokenizer.sep_token_id,
+        ),
+    )
+    rows = _empty_rows(len(pairs), source.seq_length, pad)
+    for number, pair in enumerate(pairs.tolist()):
+        a, b = (
+            files.shards[shard]["ids"][start:stop]
+            for shard, start, stop in (pair[:3], pair[3:6])
+        )
+        row = rows["input_ids"][number]
+        split, end = _write_pair(row, a, b, *ends)
+        rows["token_type_ids"][number, split:end] = 1
+        rows["attention_mask"][number, :end] = 1
+    rows["next_sentence_label"] = pairs[:, 6].astype(int)
+    return rows
