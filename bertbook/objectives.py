@@ -6,64 +6,117 @@ adds up gradients so that neither parts nor processes change them.
 The page: https://bertbook.github.io/bertbook/book/objectives.html
 """
 
-# Tangled from book/objectives.md (38649d12): change it there and run
+# Tangled from book/objectives.md (08f6b345): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
+    "MaskedPieces",
+    "NextSentence",
+    "OBJECTIVES",
     "Objective",
     "Place",
     "Pretraining",
+    "TASKS",
     "accumulate",
     "batches_from",
     "count_labels",
+    "encode",
     "evaluate_masked",
     "make_batch",
     "masked_scores",
+    "rows_of",
     "summed_loss",
+    "tasks_of",
 ]
 
 
-# %% book/objectives.md#the-settings-of-a-run 65c74e83
+# %% book/objectives.md#one-loss-object-a-task b2f3864e
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from bertbook.config import BertConfig
-from bertbook.masking import Masking, Pieces, mask_rows
-from bertbook.optimization import Length, Optimization
-
-
-@dataclass(frozen=True)
-class Pretraining:
-    """Everything that decides what a run computes."""
-
-    model: BertConfig
-    length: Length
-    seq_length: int = 64
-    batch_size: int = 64  # rows in a step, over all parts and processes
-    accumulation: int = 1  # parts in which a step's batch is computed
-    objective: str = "mlm"  # or "mlm+nsp", "mlm+sop"
-    masking: Masking = field(default_factory=lambda: Masking(rate=0.4))
-    last_rate: float = 0.2  # the masking rate falls to this
-    optimization: Optimization = field(default_factory=Optimization)
-    dtype: str = "bfloat16"  # of matrix products; or "float32"
-    compiled: bool = False  # by torch.compile
-    positions: str = "sinusoidal"  # how they begin; or "drawn"
-    evaluate_every: int = 100  # steps
-    patience: int | None = None  # evaluations without progress
-    seed: int = 0
-    data: str = ""  # digest of the text; filled in by the trainer
-
-
-# %% book/objectives.md#one-loss-object-a-task 0c4dfc72
 from bertbook.heads import BertForMaskedLM, BertForPreTraining
 from bertbook.losses import IGNORED
+from bertbook.model import BertModelOutput
 
 
+# %% book/objectives.md#one-loss-object-a-task 9ab50c77
+def masked_scores(
+    model: nn.Module,
+    hidden: Float[Tensor, "rows seq hidden"],
+    positions: Int[Tensor, "rows width"],
+) -> Float[Tensor, "rows*width vocab"]:
+    """Scores of the vocabulary at `positions`, row by row."""
+    places = positions[..., None].expand(-1, -1, hidden.shape[-1])
+    chosen = hidden.gather(1, places).flatten(0, 1)
+    return model.mlm_head(chosen, model.bert.embeddings.tokens.weight)
+
+
+class MaskedPieces:
+    """Task 1: which piece stood at each hidden position?"""
+
+    name, key = "mlm", "labels"
+
+    def scores(
+        self, model: nn.Module, outputs: BertModelOutput, batch: dict
+    ) -> Float[Tensor, "cases vocab"]:
+        """Scores for every entry of `labels`, flattened."""
+        hidden = outputs.last_hidden_state
+        return masked_scores(model, hidden, batch["positions"])
+
+
+# %% book/objectives.md#one-loss-object-a-task 77ae3c19
+class NextSentence:
+    """Task 2: does the second segment follow, or do they stand in order?"""
+
+    name, key = "nsp", "next_sentence_label"
+
+    def scores(
+        self, model: nn.Module, outputs: BertModelOutput, batch: dict
+    ) -> Float[Tensor, "rows 2"]:
+        """Scores of yes (0) and no (1) for each row."""
+        return model.nsp_head(outputs.pooler_output)
+
+
+TASKS = (MaskedPieces(), NextSentence())
+
+
+def tasks_of(batch: dict[str, Tensor]) -> list[MaskedPieces | NextSentence]:
+    """The tasks for which `batch` has labels."""
+    return [task for task in TASKS if task.key in batch]
+
+
+# %% book/objectives.md#one-loss-object-a-task fd8a491f
+def summed_loss(
+    scores: Float[Tensor, "cases classes"], labels: Int[Tensor, " cases"]
+) -> Float[Tensor, ""]:
+    """The sum of -log softmax at the labels that are not -100.
+
+    In float32 at least.
+    """
+    exact = torch.promote_types(scores.dtype, torch.float32)
+    return F.cross_entropy(
+        scores.to(exact), labels, ignore_index=IGNORED, reduction="sum"
+    )
+
+
+def encode(model: nn.Module, batch: dict[str, Tensor]) -> BertModelOutput:
+    """The states of a batch; rows without a mask are full."""
+    return model.bert(
+        batch["input_ids"],
+        batch.get("attention_mask"),
+        batch.get("token_type_ids"),
+    )
+
+
+# %% book/objectives.md#one-loss-object-a-task 73936365
 class Objective(nn.Module):
     """The model with the losses of pretraining (BERT, section 3.1).
 
@@ -77,44 +130,130 @@ class Objective(nn.Module):
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The sum of losses for each task."""
-        outputs = self.model.bert(
-            batch["input_ids"],
-            batch.get("attention_mask"),
-            batch.get("token_type_ids"),
-        )
-        scores = masked_scores(
-            self.model, outputs.last_hidden_state, batch["positions"]
-        )
-        sums = {"mlm": summed_loss(scores, batch["labels"].flatten())}
-        if "next_sentence_label" in batch:
-            relation = self.model.nsp_head(outputs.pooler_output)
-            label = batch["next_sentence_label"]
-            sums["nsp"] = summed_loss(relation, label)
+        outputs = encode(self.model, batch)
+        sums = {}
+        for task in tasks_of(batch):
+            scores = task.scores(self.model, outputs, batch)
+            labels = batch[task.key].flatten()
+            sums[task.name] = summed_loss(scores, labels)
         return sums
 
 
-# %% book/objectives.md#one-loss-object-a-task 71e65697
-def masked_scores(
-    model: nn.Module, hidden: Tensor, positions: Int[Tensor, "rows width"]
-) -> Tensor:
-    """Scores of the vocabulary at `positions`, (rows · width, vocab)."""
-    places = positions[..., None].expand(-1, -1, hidden.shape[-1])
-    chosen = hidden.gather(1, places).flatten(0, 1)
-    return model.mlm_head(chosen, model.bert.embeddings.tokens.weight)
+# %% book/objectives.md#the-settings-of-a-run c11ac9c1
+from bertbook.config import BertConfig
+from bertbook.masking import Masking
+from bertbook.optimization import Length, Optimization, check_fields
 
 
-def summed_loss(scores: Tensor, labels: Tensor) -> Tensor:
-    """The sum of -log softmax at the labels that are not -100."""
-    return F.cross_entropy(
-        scores.float(), labels, ignore_index=IGNORED, reduction="sum"
-    )
+@dataclass(frozen=True)
+class Pretraining:
+    """Everything that decides what a run computes.
+
+    Raises ValueError for a field that does not fit, alone or to another.
+    """
+
+    model: BertConfig
+    length: Length
+    seq_length: int = 64
+    batch_size: int = 64  # rows in a step, over all parts and processes
+    accumulation: int = 1  # parts in which a step's batch is computed
+    objective: str = "mlm"  # or "mlm+nsp", "mlm+sop"
+    masking: Masking = field(default_factory=lambda: Masking(rate=0.4))
+    last_rate: float = 0.2  # the masking rate falls to this
+    optimization: Optimization = field(default_factory=Optimization)
+    dtype: str = "bfloat16"  # of matrix products; or "float32"
+    compiled: bool = False  # by torch.compile
+    positions: str = "sinusoidal"  # how they begin; or "drawn"
+    initial: str = ""  # folder of a model to go on from; "": fresh weights
+    evaluate_every: int = 100  # steps
+    patience: int | None = None  # evaluations without progress
+    seed: int = 0
+    data: str = ""  # digest of the text; filled in by the trainer
+
+    def __post_init__(self):
+        check_fields(self, _WANTED)
+        _check_together(self)
 
 
-# %% book/objectives.md#the-order-of-the-rows 40dbe748
-from collections.abc import Iterator
-from typing import NamedTuple
+# %% book/objectives.md#the-settings-of-a-run b8011ea7
+OBJECTIVES = ("mlm", "mlm+nsp", "mlm+sop")
 
 
+def _one_of(*names):
+    return lambda v: v in names, " or ".join(map(str, names))
+
+
+def _whole(least):
+    number = f"a whole number, {least} or more"
+    return lambda v: type(v) is int and v >= least, number
+
+
+_WANTED = {
+    "seq_length": _whole(3),  # [CLS], a piece, [SEP]
+    "batch_size": _whole(1),
+    "accumulation": _whole(1),
+    "objective": _one_of(*OBJECTIVES),
+    "last_rate": (lambda v: 0 < v <= 1, "a share above 0, such as 0.15"),
+    "dtype": _one_of("bfloat16", "float32"),
+    "compiled": _one_of(False, True),
+    "positions": _one_of("sinusoidal", "drawn"),
+    "evaluate_every": _whole(1),
+    "patience": (
+        lambda v: v is None or type(v) is int and v >= 1,
+        "a whole number, 1 or more, or None for no early end",
+    ),
+    "seed": _whole(0),
+}
+
+
+# %% book/objectives.md#the-settings-of-a-run 22db0690
+def _check_together(settings):
+    """Fields that fit alone must fit each other."""
+    length, limit = settings.seq_length, settings.model
+    if length > limit.max_position_embeddings:
+        raise ValueError(
+            f"seq_length={length} is longer than the model's "
+            f"max_position_embeddings={limit.max_position_embeddings}; "
+            "give shorter rows or a model with more positions"
+        )
+    if settings.accumulation > settings.batch_size:
+        raise ValueError(
+            f"accumulation={settings.accumulation} parts are more than the "
+            f"batch_size={settings.batch_size} rows; give at most one part "
+            "for each row"
+        )
+    if settings.objective != "mlm" and limit.type_vocab_size < 2:
+        raise ValueError(
+            f"objective={settings.objective!r} has two segments, and the "
+            f"model's type_vocab_size={limit.type_vocab_size}; give a "
+            "model with 2"
+        )
+
+
+# %% book/objectives.md#rows a0259767
+from bertbook.sentence_pairs import PairRows
+from bertbook.token_files import PackedRows, TokenFiles
+
+
+def rows_of(
+    settings: Pretraining,
+    files: TokenFiles,
+    tokenizer,
+    held_out: bool = False,
+) -> PackedRows | PairRows:
+    """The rows of `files` that the objective of `settings` learns from.
+
+    With `held_out` they do not depend on the seed of the run. Raises
+    ValueError where the text does not give such rows.
+    """
+    seed = 0 if held_out else settings.seed
+    if settings.objective == "mlm":
+        return PackedRows(files, settings.seq_length, tokenizer, seed)
+    question = settings.objective.removeprefix("mlm+")
+    return PairRows(files, settings.seq_length, tokenizer, seed, question)
+
+
+# %% book/objectives.md#an-order-that-is-looked-up dfacb7d9
 class Place(NamedTuple):
     """Which batch of which epoch."""
 
@@ -129,7 +268,7 @@ def batches_from(
 
     Each epoch is shuffled by the seed and its number alone; rows that do
     not fill a batch wait for another epoch. Gives with each batch the
-    place after it.
+    place after it. Raises ValueError if no batch can be filled.
     """
     epoch, start = place
     while True:
@@ -147,16 +286,24 @@ def batches_from(
         epoch, start = epoch + 1, 0
 
 
-# %% book/objectives.md#a-batch cf7f2efd
+# %% book/objectives.md#a-batch 79127730
+from bertbook.masking import Pieces, mask_rows
+
+
 def make_batch(
     rows,
     pieces: Pieces,
     masking: Masking,
     seed: int,
     epoch: int,
-    examples: np.ndarray,
+    examples: Int[np.ndarray, " rows"],
 ) -> dict[str, Tensor]:
-    """The tensors of some rows, masked; the same for the same address."""
+    """The tensors of some rows, masked; the same for the same address.
+
+    `rows` are `PackedRows` or `PairRows`. The batch holds what they give,
+    with pieces hidden in `input_ids`, and `positions` and `labels` as
+    `mask_rows` returns them.
+    """
     arrays = rows.rows(epoch, examples)
     batch = {name: torch.from_numpy(each) for name, each in arrays.items()}
     masked = mask_rows(
@@ -165,55 +312,31 @@ def make_batch(
     return batch | masked._asdict()
 
 
-def count_labels(batch: dict[str, Tensor]) -> dict[str, int]:
-    """How many losses each task sums in a batch."""
-    counts = {"mlm": int((batch["labels"] != IGNORED).sum())}
-    if "next_sentence_label" in batch:
-        counts["nsp"] = len(batch["next_sentence_label"])
-    return counts
+# %% book/objectives.md#a-batch-in-parts af853aa3
+def count_labels(parts: list[dict[str, Tensor]]) -> dict[str, int]:
+    """How many losses each task sums, over all parts of a batch."""
+    return {
+        task.name: int(sum((p[task.key] != IGNORED).sum() for p in parts))
+        for task in tasks_of(parts[0])
+    }
 
 
-# %% book/objectives.md#evaluation 0675a2e6
-from bertbook.training_loop import evaluating
-
-
-def evaluate_masked(
-    objective: Objective, batches: list[dict[str, Tensor]], cast
-) -> dict[str, float]:
-    """Mean loss in nats, and accuracy, over batches masked once for all."""
-    total, right, count = 0.0, 0, 0
-    model = objective.model
-    with evaluating(model), cast():
-        for batch in batches:
-            hidden = model.bert(
-                batch["input_ids"],
-                batch.get("attention_mask"),
-                batch.get("token_type_ids"),
-            ).last_hidden_state
-            scores = masked_scores(model, hidden, batch["positions"])
-            labels = batch["labels"].flatten()
-            total += summed_loss(scores, labels).item()
-            right += int((scores.argmax(-1) == labels).sum())
-            count += int((labels != IGNORED).sum())
-    return {"loss": total / count, "accuracy": right / count}
-
-
-# %% book/objectives.md#one-step 5c98e2f1
+# %% book/objectives.md#a-batch-in-parts 4e8f141e
 from bertbook.ranks import sum_over_ranks, this_rank, unsynchronised
 
 
 def accumulate(
-    objective: nn.Module, parts: list[dict[str, Tensor]], cast
+    objective: nn.Module,
+    parts: list[dict[str, Tensor]],
+    cast: Callable = nullcontext,
 ) -> dict[str, float]:
     """Add the gradient of a batch that comes in parts.
 
     Each loss is divided by the count of the whole batch, over all parts
-    and processes, so that the parts do not matter. Returns the mean loss
-    of each task.
+    and processes, so that the parts do not matter. `cast` opens the block
+    of the forward passes. Returns the mean loss of each task.
     """
-    counts = [count_labels(part) for part in parts]
-    whole = {name: sum(each[name] for each in counts) for name in counts[0]}
-    whole = sum_over_ranks(whole)
+    whole = sum_over_ranks(count_labels(parts))
     totals = dict.fromkeys(whole, 0.0)
     ranks = this_rank().size
     for number, part in enumerate(parts, 1):
@@ -223,5 +346,45 @@ def accumulate(
             means = {k: v / max(1, whole[k]) for k, v in sums.items()}
             (sum(means.values()) * ranks).backward()
         for name, mean in means.items():
-            totals[name] += mean.item()
-    return sum_over_ranks(totals)
+            totals[name] = totals[name] + mean.detach()
+    return sum_over_ranks({k: float(v) for k, v in totals.items()})
+
+
+# %% book/objectives.md#evaluation c554c5fd
+from bertbook.training_loop import evaluating
+
+
+def evaluate_masked(
+    objective: Objective,
+    batches: list[dict[str, Tensor]],
+    cast: Callable = nullcontext,
+) -> dict[str, float]:
+    """Mean loss in nats, and accuracy, over batches masked once for all.
+
+    `loss` and `accuracy` are those of the hidden pieces; batches of pairs
+    add `nsp_loss` and `nsp_accuracy`. Raises ValueError without a batch.
+    """
+    if not batches:
+        raise ValueError("no batch to evaluate on; give held-out rows")
+    totals = {}
+    with evaluating(objective.model) as model, cast():
+        for batch in batches:
+            outputs = encode(model, batch)
+            for task in tasks_of(batch):
+                scores = task.scores(model, outputs, batch)
+                found = _tally(scores, batch[task.key].flatten())
+                totals[task.name] = found + totals.get(task.name, 0)
+    results = {}
+    for name, total in totals.items():
+        loss, right, count = total.tolist()
+        prefix = "" if name == "mlm" else f"{name}_"
+        results[f"{prefix}loss"] = loss / count
+        results[f"{prefix}accuracy"] = right / count
+    return results
+
+
+def _tally(scores, labels):
+    """The summed loss, the right answers and the questions."""
+    right = (scores.argmax(-1) == labels).sum()
+    count = (labels != IGNORED).sum()
+    return torch.stack([summed_loss(scores, labels).double(), right, count])
