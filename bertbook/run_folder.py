@@ -6,57 +6,22 @@ it again where it stopped, unless something was changed.
 The page: https://bertbook.github.io/bertbook/book/run_folder.html
 """
 
-# Tangled from book/run_folder.md (5d3333b5): change it there and run
+# Tangled from book/run_folder.md (bb295132): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
     "Progress",
     "Run",
+    "describe_data",
     "new_objective",
     "open_run",
+    "refuse_full",
     "save_run",
     "settings_of",
     "sinusoidal_positions",
     "small_budget",
     "start_run",
 ]
-
-
-# %% book/run_folder.md#a-model-to-begin-with 007cb5d3
-import math
-from dataclasses import asdict
-from pathlib import Path
-
-import torch
-from torch import nn
-
-from bertbook.heads import BertForMaskedLM, BertForPreTraining
-from bertbook.objectives import Objective, Pretraining
-
-
-@torch.no_grad()
-def sinusoidal_positions(table: nn.Parameter, size: float = 0.1) -> None:
-    """Let position embeddings begin as waves (Vaswani et al., 2017, 3.5).
-
-    `size` is the root mean square of their values.
-    """
-    count, width = table.shape
-    waves = torch.exp(torch.arange(0, width, 2) / width * -math.log(1e4))
-    angles = torch.arange(count)[:, None] * waves
-    both = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
-    table.copy_(both[:, :width] * size * math.sqrt(2))
-
-
-def new_objective(settings: Pretraining) -> Objective:
-    """The model of `settings` with fresh weights, drawn from its seed."""
-    torch.manual_seed(settings.seed)
-    kind = BertForMaskedLM
-    if settings.objective != "mlm":
-        kind = BertForPreTraining
-    model = kind(settings.model)
-    if settings.positions == "sinusoidal":
-        sinusoidal_positions(model.bert.embeddings.positions.weight)
-    return Objective(model)
 
 
 # %% book/run_folder.md#a-model-to-begin-with 010f98f6
@@ -79,7 +44,53 @@ def small_budget(preset: str, vocab_size: int, **changes) -> BertConfig:
     return replace(PRESETS[preset], **(options | changes))
 
 
-# %% book/run_folder.md#a-run-in-memory 0f29c639
+# %% book/run_folder.md#a-model-to-begin-with c5585e73
+import math
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from bertbook.heads import BertForMaskedLM, BertForPreTraining
+from bertbook.objectives import Objective, Pretraining
+from bertbook.training_state import restore_tensors, state_tensors
+
+
+@torch.no_grad()
+def sinusoidal_positions(table: nn.Parameter, size: float = 0.1) -> None:
+    """Let position embeddings begin as waves (Vaswani et al., 2017, 3.5).
+
+    `size` is the root mean square of their values.
+    """
+    count, width = table.shape
+    waves = torch.exp(torch.arange(0, width, 2) / width * -math.log(1e4))
+    angles = torch.arange(count)[:, None] * waves
+    both = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
+    table.copy_(both[:, :width] * size * math.sqrt(2))
+
+
+# %% book/run_folder.md#a-model-to-begin-with 2d118bda
+def new_objective(settings: Pretraining) -> Objective:
+    """The model of `settings`, with weights drawn from its seed.
+
+    Or with those in the folder `initial`. Raises ValueError where they are
+    of another size, and what `from_pretrained` raises.
+    """
+    torch.manual_seed(settings.seed)
+    kind = BertForMaskedLM
+    if settings.objective != "mlm":
+        kind = BertForPreTraining
+    model = kind(settings.model)
+    if settings.initial:
+        trained = kind.from_pretrained(settings.initial)
+        restore_tensors(state_tensors(trained, []), model, [])
+    elif settings.positions == "sinusoidal":
+        sinusoidal_positions(model.bert.embeddings.positions.weight)
+    return Objective(model)
+
+
+# %% book/run_folder.md#a-run-in-memory dbf3eacf
 import time
 from dataclasses import dataclass
 
@@ -96,6 +107,7 @@ class Progress:
     examined: int = -1  # the step of the last evaluation
     best: float = math.inf  # the lowest held-out loss
     waited: int = 0  # evaluations since it was found
+    records: int = 0  # in the log when the state was saved
 
 
 # %% book/run_folder.md#a-run-in-memory 41fb7cc2
@@ -137,77 +149,195 @@ def start_run(settings: Pretraining, device: str = "cpu") -> Run:
     )
 
 
-# %% book/run_folder.md#a-run-on-disk 9650879a
+# %% book/run_folder.md#what-a-run-reads ec796d8b
+import hashlib
 import json
 
-from bertbook.reproducibility import write_atomically
+import numpy as np
+
+
+def _digest(*parts: bytes) -> str:
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:8]
+
+
+def _sample(rows) -> bytes:
+    """Some rows of epoch 0, as bytes."""
+    count = rows.count(0)
+    some = np.linspace(0, count - 1, min(count, 32)).astype(np.int64)
+    arrays = rows.rows(0, some)
+    return b"".join(arrays[name].tobytes() for name in sorted(arrays))
+
+
+def describe_data(rows, held_out, tokenizer) -> str:
+    """Text, rows and vocabulary, in digests that can be compared."""
+    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items())).encode()
+    return (
+        f"text {rows.files.digest} and {held_out.files.digest}, "
+        f"rows {_digest(_sample(rows), _sample(held_out))}, "
+        f"vocabulary {_digest(vocabulary)}"
+    )
+
+
+# %% book/run_folder.md#a-run-on-disk a40b58c1
+import os
+
 from bertbook.training_state import (
     cut_log,
     differences,
     load_state,
-    restore_tensors,
     save_state,
-    state_tensors,
 )
 
 
 def save_run(run: Run, out: Path) -> None:
     """Write the state into `out`/checkpoints; the first process does."""
-    if this_rank().number == 0:
-        save_state(
-            out / "checkpoints",
-            run.progress.step,
-            state_tensors(run.objective.model, run.optimizers),
-            asdict(run.progress),
-        )
+    if this_rank().number != 0:
+        return
+    run.progress.records = _log_on_disk(out / "log.jsonl")
+    save_state(
+        out / "checkpoints",
+        run.progress.step,
+        state_tensors(run.objective.model, run.optimizers),
+        asdict(run.progress),
+    )
 
 
+def _log_on_disk(path):
+    """Wait until the log is on the disk, and count its records."""
+    if not path.exists():
+        return 0
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        return file.read().count(b"\n")
+
+
+# %% book/run_folder.md#a-run-on-disk 8a0c855d
 def settings_of(settings: Pretraining) -> dict:
     """The settings as JSON holds them."""
     return json.loads(json.dumps(asdict(settings)))
 
 
-# %% book/run_folder.md#a-run-on-disk 4f336d29
+# %% book/run_folder.md#opening-it b373041a
+from bertbook.reproducibility import write_atomically
+
+_MADE = (
+    "checkpoints",
+    "log.jsonl",
+    "config.json",
+    "model.safetensors",
+    "bertbook.safetensors",
+)
+
+
+def _make_folder(out):
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"{out} cannot be made a folder ({error.strerror}); give "
+            "another with --out"
+        ) from None
+
+
+def refuse_full(out):
+    """Refuse a folder with something that a new run would overwrite."""
+    for name in _MADE:
+        if (out / name).exists():
+            raise FileExistsError(
+                f"{out} holds a run or a model ({name}); continue the run "
+                "with --resume, or give another folder with --out"
+            )
+
+
+# %% book/run_folder.md#opening-it 1fda7dc5
+def _check_settings(out, settings):
+    path = out / "run.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{out} holds no run (no run.json); leave out --resume"
+        )
+    try:
+        before = json.loads(path.read_bytes())
+        found = differences(before, settings_of(settings))
+    except (ValueError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); put a copy in its place, or "
+            "begin in another folder"
+        ) from None
+    if found:
+        raise ValueError(
+            f"{out} holds a run with other settings: {'; '.join(found)}; "
+            "give the same, or begin in another folder"
+        )
+
+
+# %% book/run_folder.md#opening-it 7bc06d4b
+def _restore(run, out):
+    """Put the newest whole state into `run`, if there is one."""
+    saved = load_state(out / "checkpoints")
+    if saved is None:
+        return
+    tensors, facts = saved
+    try:
+        progress = Progress(**facts)
+    except TypeError:
+        raise ValueError(
+            f"the states in {out} are of another version of bertbook; "
+            "continue with that version, or begin in another folder"
+        ) from None
+    restore_tensors(tensors, run.objective.model, run.optimizers)
+    run.progress = progress
+    run.began -= progress.seconds
+
+
+# %% book/run_folder.md#opening-it a63fe37f
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+from bertbook.training_state import naming_what_is_left, only_process
+
+
+@contextmanager
 def open_run(
-    settings: Pretraining, out: Path, resume: bool, device: str = "cpu"
-) -> Run:
-    """A new run in the folder `out`, or the one that is there.
+    settings: Pretraining,
+    out: str | Path,
+    resume: bool = False,
+    device: str = "cpu",
+) -> Iterator[Run]:
+    """A new run in the folder `out`, or the one there, for a block.
 
     Raises FileExistsError where a run is in the way, ValueError where
-    `resume` finds other settings, naming the fields, and FileNotFoundError
-    where it finds no run.
+    `resume` finds other settings, naming the fields, or no whole state,
+    FileNotFoundError where it finds no run, and BlockingIOError where
+    another process is at it. What the disk refuses in the block becomes an
+    OSError that says what is left.
     """
-    path = out / "run.json"
-    run = start_run(settings, device)
+    out, first = Path(out), this_rank().number == 0
     if resume:
-        _check_settings(path, settings)
-        saved = load_state(out / "checkpoints")
-        if saved:
-            restore_tensors(saved[0], run.objective.model, run.optimizers)
-            run.progress = Progress(**saved[1])
-            run.began -= run.progress.seconds
-    elif path.exists():
-        raise FileExistsError(
-            f"{out} holds a run; continue it with --resume, or give "
-            "another folder with --out"
-        )
-    if this_rank().number == 0:
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(settings_of(settings), indent=2))
-        kept = run.progress.step if run.progress.examined >= 0 else -1
-        cut_log(out / "log.jsonl", kept)
-    return run
+        _check_settings(out, settings)
+    elif first:
+        _make_folder(out)
+    with (
+        only_process(out) if first else nullcontext(),
+        naming_what_is_left(out / "checkpoints"),
+    ):
+        if first and not resume:
+            refuse_full(out)
+        run = start_run(settings, device)
+        if resume:
+            _restore(run, out)
+        if first:
+            _tidy(run, out)
+        yield run
 
 
-# %% book/run_folder.md#a-run-on-disk 7d48be9e
-def _check_settings(path, settings):
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{path.parent} holds no run (no run.json); leave out --resume"
-        )
-    before, now = json.loads(path.read_bytes()), settings_of(settings)
-    if found := differences(before, now):
-        raise ValueError(
-            f"{path.parent} holds a run with other settings: "
-            f"{'; '.join(found)}; give the same, or begin in another folder"
-        )
+# %% book/run_folder.md#opening-it 3fc96b14
+def _tidy(run, out):
+    """Leave in `out` what belongs to the run as it stands."""
+    for name in ("run.json", "log.jsonl"):
+        for torn in out.glob(f"{name}.????????"):
+            torn.unlink()  # of a process that was killed while it wrote
+    if run.progress.step == 0:
+        text = json.dumps(settings_of(run.settings), indent=2) + "\n"
+        write_atomically(out / "run.json", text)
+    cut_log(out / "log.jsonl", run.progress.records)
