@@ -6,7 +6,7 @@ loads: one loop, a log, evaluations, and states to continue from.
 The page: https://bertbook.github.io/bertbook/book/pretraining.html
 """
 
-# Tangled from book/pretraining.md (c80f9032): change it there and run
+# Tangled from book/pretraining.md (9e1486db): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -14,14 +14,16 @@ __all__ = [
     "Reporter",
     "cast_of",
     "examine",
+    "guess_masked",
     "make_exam",
     "make_parts",
     "pretrain",
+    "pretrained",
     "train_step",
 ]
 
 
-# %% book/pretraining.md#what-a-step-reads 0e6b7afc
+# %% book/pretraining.md#what-a-step-reads 7086a3be
 import math
 from contextlib import nullcontext
 from dataclasses import replace
@@ -35,7 +37,7 @@ from torch import nn
 from bertbook.masking import Masking, Pieces, rate_at
 from bertbook.objectives import Pretraining, make_batch
 from bertbook.ranks import replicate, share_of, this_rank
-from bertbook.run_folder import Run, open_run, save_run
+from bertbook.run_folder import Run, describe_data, open_run, save_run
 
 
 def cast_of(settings: Pretraining, device: torch.device):
@@ -88,13 +90,36 @@ def make_exam(held_out, pieces: Pieces, device) -> list[dict]:
     ]
 
 
-# %% book/pretraining.md#the-examination 8fc18f14
+# %% book/pretraining.md#the-examination 898f2244
+from bertbook.training_loop import RunLog, evaluating
+
+
+def guess_masked(
+    model: nn.Module, tokenizer, texts: list[str], count: int = 3
+) -> list[list[str]]:
+    """The `count` best pieces for each [MASK] of each text, in order.
+
+    One list for each [MASK], whichever text it stands in.
+    """
+    inputs = tokenizer(texts, padding=True, return_tensors="pt")
+    inputs = _to(inputs, next(model.parameters()).device)
+    at = inputs["input_ids"] == tokenizer.mask_token_id
+    with evaluating(model):
+        hidden = model.bert(**inputs).last_hidden_state[at]
+        table = model.bert.embeddings.tokens.weight
+        best = model.mlm_head(hidden, table).topk(count).indices
+    return [tokenizer.convert_ids_to_tokens(ids) for ids in best.tolist()]
+
+
+# %% book/pretraining.md#the-examination 18db4a95
 from bertbook.objectives import evaluate_masked
 
 
-def examine(run: Run, exam: list[dict], tokenizer, out: Path) -> dict:
+def examine(
+    run: Run, exam: list[dict], tokenizer, out: Path, samples: list[str]
+) -> dict:
     """Evaluate; the best model so far goes into `out`, ready to load."""
-    cast = cast_of(run.settings, run.device)
+    cast, model = cast_of(run.settings, run.device), run.objective.model
     found = evaluate_masked(run.objective, exam, cast)
     now = run.progress
     now.examined, now.waited = now.step, now.waited + 1
@@ -102,12 +127,15 @@ def examine(run: Run, exam: list[dict], tokenizer, out: Path) -> dict:
         now.best, now.waited = found["loss"], 0
         post = run.settings.model.layer_norm == "post"
         if this_rank().number == 0:
-            run.objective.model.save_pretrained(
+            model.save_pretrained(
                 out,
                 tokenizer=tokenizer,
                 format="published" if post else "bertbook",
             )
-    return {f"held_out_{name}": value for name, value in found.items()}
+    record = {f"held_out_{name}": value for name, value in found.items()}
+    if samples:
+        record["samples"] = guess_masked(model, tokenizer, samples)
+    return record
 
 
 # %% book/pretraining.md#one-step fe4a01ab
@@ -145,21 +173,18 @@ def train_step(
     }
 
 
-# %% book/pretraining.md#one-step 1159401c
+# %% book/pretraining.md#one-step fa489419
 def _refuse_no_number(losses, step):
     for name, value in losses.items():
         if not math.isfinite(value):
             raise FloatingPointError(
-                f"the {name} loss is {value} in step {step + 1}; lower the "
-                "learning rate, and continue with --resume from the state "
-                "before or begin again"
+                f"the {name} loss is {value} in step {step + 1}; begin "
+                "again in another folder with a lower learning rate"
             )
 
 
-# %% book/pretraining.md#what-is-told 90c7d7fc
+# %% book/pretraining.md#what-is-told 421dd136
 from tqdm import tqdm
-
-from bertbook.training_loop import RunLog
 
 
 class Reporter:
@@ -192,9 +217,9 @@ class Reporter:
         self.bar.update(done - self.bar.n)
 
 
-# %% book/pretraining.md#the-loop 0588be73
+# %% book/pretraining.md#the-loop f35a614d
 from bertbook.objectives import Place, batches_from
-from bertbook.ranks import first_says
+from bertbook.ranks import any_says, check_shares, first_says
 from bertbook.training_state import deferred_interrupt
 
 
@@ -209,32 +234,36 @@ def pretrain(
     save_every: int = 200,
     device: str = "cpu",
     show_progress: bool = False,
+    samples: list[str] = (),
 ) -> Run:
     """Train until the end that `settings` name, and fill the folder `out`.
 
     It holds the best model and its vocabulary, `log.jsonl`, `run.json` and
-    `checkpoints/`, one every `save_every` steps. Ctrl-C saves and returns.
+    `checkpoints/`, one every `save_every` steps. Each evaluation writes the
+    guesses for the `samples`, texts with [MASK]. Ctrl-C saves and returns.
     Raises as `open_run`, `save_state` and `train_step` do.
     """
     out, pieces = Path(out), Pieces.of(tokenizer)
-    digests = rows.files.digest, held_out.files.digest
-    settings = replace(settings, data="-".join(digests))
-    run = open_run(settings, out, resume, device)
-    exam = make_exam(held_out, pieces, run.device)
-    trained = replicate(_compiled(run.objective, settings))
-    now, seed = run.progress, settings.seed
-    batches = batches_from(
-        rows, settings.batch_size, seed, Place(now.epoch, now.batch)
-    )
+    check_shares(settings.batch_size, settings.accumulation)
+    data = describe_data(rows, held_out, tokenizer)
+    settings = replace(settings, data=data)
     with (
+        open_run(settings, out, resume, device) as run,
         Reporter(out, show_progress) as report,
         deferred_interrupt() as end,
     ):
+        now = run.progress
+        exam = make_exam(held_out, pieces, run.device)
+        look = partial(examine, run, exam, tokenizer, out, samples)
+        trained = replicate(_compiled(run.objective, settings))
+        place = Place(now.epoch, now.batch)
+        size, seed = settings.batch_size, settings.seed
+        batches = batches_from(rows, size, seed, place)
         if now.examined < 0:
-            report({"step": 0} | examine(run, exam, tokenizer, out), 0.0)
+            report({"step": 0} | look(), 0.0)
         for place, examples in batches:
-            done, stop = first_says([run.done(), end()])
-            if done >= 1 or stop:
+            (done,) = first_says([run.done()])
+            if any_says(end()) or done >= 1:
                 break
             parts = make_parts(
                 run, rows, pieces, place.epoch, examples, done
@@ -242,13 +271,12 @@ def pretrain(
             record = train_step(run, trained, parts, done)
             now.epoch, now.batch = place
             if now.step % settings.evaluate_every == 0:
-                record |= examine(run, exam, tokenizer, out)
+                record |= look()
             report(record, done)
             if now.step % save_every == 0:
                 save_run(run, out)
         if done >= 1 and now.examined < now.step:
-            last = examine(run, exam, tokenizer, out)
-            report({"step": now.step} | last, done)
+            report({"step": now.step} | look(), done)
         save_run(run, out)
     return run
 
@@ -256,3 +284,56 @@ def pretrain(
 # %% book/pretraining.md#the-loop e6936e12
 def _compiled(objective, settings):
     return torch.compile(objective) if settings.compiled else objective
+
+
+# %% book/pretraining.md#trained-once 6bcd43cd
+import hashlib
+import json
+from importlib.util import find_spec
+
+from bertbook.pretraining_text import learn_tokenizer, prepare_text
+from bertbook.reproducibility import kept, write_atomically
+from bertbook.run_folder import settings_of
+
+_CODE = (
+    "attention embeddings encoder heads losses masking model objectives "
+    "optimization pretraining run_folder sentence_pairs token_files "
+    "vocabulary"
+)
+
+
+def pretrained(
+    settings: Pretraining,
+    corpus: str = "imdb",
+    vocab_size: int = 8192,
+    samples: list[str] = (),
+) -> Path:
+    """The folder of a finished run, which is made on first use."""
+    told = [settings_of(settings), corpus, vocab_size, list(samples)]
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+    for name in _CODE.split():
+        path = find_spec(f"bertbook.{name}").origin
+        digest.update(Path(path).read_bytes())
+    out = kept(f"runs/{corpus}-{digest.hexdigest()[:16]}")
+    if not (out / "finished").exists():
+        _train_kept(settings, corpus, vocab_size, samples, out)
+        write_atomically(out / "finished", "")
+    return out
+
+
+# %% book/pretraining.md#trained-once 5ba01c68
+from bertbook.objectives import rows_of
+
+
+def _train_kept(settings, corpus, vocab_size, samples, out):
+    tokenizer = learn_tokenizer(corpus, vocab_size)
+    text = prepare_text(corpus, out / "data", tokenizer)
+    pretrain(
+        settings,
+        rows_of(settings, text.train, tokenizer),
+        rows_of(settings, text.held_out, tokenizer, held_out=True),
+        tokenizer,
+        out,
+        resume=(out / "run.json").exists(),
+        samples=samples,
+    )
