@@ -27,8 +27,11 @@ from bertbook.optimization import Length
 from bertbook.pretraining_text import learn_tokenizer, prepare_text
 from bertbook.reproducibility import kept, read_run, record_run
 from bertbook.run_folder import settings_of, small_budget
-from bertbook.side_by_side import make_trainer, rows_for_trainer
-from bertbook.textbook_step import real_tokens
+from bertbook.side_by_side import (
+    count_tokens,
+    make_trainer,
+    rows_for_trainer,
+)
 from bertbook.token_files import PackedRows
 from bertbook.training_loop import evaluating, read_log
 
@@ -97,7 +100,7 @@ class Course:
 
     def __init__(self, minutes, warmup, exam):
         self.limit, self.warmup, self.exam = 60 * minutes, warmup, exam
-        self.seconds, self.tokens, self.points = 0.0, 0, []
+        self.seconds, self.tokens, self.points = 0.0, [], []
 
     def callback(self):
         return {
@@ -127,18 +130,9 @@ class Course:
         self.last = time.perf_counter()
 
     def examine(self, model):
-        point = {"seconds": self.seconds, "tokens": self.tokens}
-        self.points.append(
-            point | {"loss": evaluate_theirs(model, self.exam)}
-        )
-
-    def counting(self, collate):
-        def collate_and_count(examples):
-            batch = collate(examples)
-            self.tokens += real_tokens(batch)
-            return batch
-
-        return collate_and_count
+        point = {"seconds": self.seconds, "tokens": sum(self.tokens)}
+        point["loss"] = evaluate_theirs(model, self.exam)
+        self.points.append(point)
 
 
 TRAINERS = {
@@ -169,7 +163,7 @@ def train_theirs(text, preset, minutes, warmup, **arguments):
             max_steps=10**6,
             **arguments,
         )
-        trainer.data_collator = course.counting(trainer.data_collator)
+        course.tokens = count_tokens(trainer)
         trainer.train()
     settings = arguments | {"warmup": warmup}
     return {"settings": settings, "points": course.points}

@@ -6,14 +6,17 @@ transformers, and trains with both for the same minutes on the same text.
 The page: https://bertbook.github.io/bertbook/book/side_by_side.html
 """
 
-# Tangled from book/side_by_side.md (6fe2adb5): change it there and run
+# Tangled from book/side_by_side.md (3b5b1906): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
     "CONTESTS",
     "FORM",
     "HEADER",
+    "QUIET",
     "beside",
+    "contestants",
+    "count_tokens",
     "main",
     "make_trainer",
     "our_run",
@@ -22,10 +25,18 @@ __all__ = [
 ]
 
 
-# %% book/side_by_side.md#their-trainer eb957582
+# %% book/side_by_side.md#their-trainer 92614ef0
 from pathlib import Path
 
 from bertbook.config import BertConfig
+
+QUIET = {
+    "save_strategy": "no",
+    "logging_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+    "use_cpu": True,
+}
 
 
 def make_trainer(
@@ -42,30 +53,42 @@ def make_trainer(
     `TrainerCallback`, such as `on_step_end`; `arguments` are those of
     `TrainingArguments`. Needs the packages transformers and accelerate.
     """
-    import transformers
+    import transformers as hub
 
-    theirs = type("Callback", (transformers.TrainerCallback,), callback)
-    shape = transformers.BertConfig(**config.to_dict())
-    words = transformers.BertTokenizerFast(vocab=tokenizer.get_vocab())
-    quiet = dict(save_strategy="no", logging_strategy="no")
-    quiet |= dict(report_to="none", disable_tqdm=True, use_cpu=True)
-    trainer = transformers.Trainer(
-        transformers.BertForMaskedLM(shape),
-        transformers.TrainingArguments(str(folder), **quiet, **arguments),
-        transformers.DataCollatorForLanguageModeling(words),
+    theirs = type("Callback", (hub.TrainerCallback,), callback)
+    words = hub.BertTokenizerFast(vocab=tokenizer.get_vocab())
+    trainer = hub.Trainer(
+        hub.BertForMaskedLM(hub.BertConfig(**config.to_dict())),
+        hub.TrainingArguments(str(folder), **QUIET, **arguments),
+        hub.DataCollatorForLanguageModeling(words),
         rows,
         callbacks=[theirs()],
     )
-    trainer.remove_callback(transformers.PrinterCallback)
+    trainer.remove_callback(hub.PrinterCallback)
     return trainer
 
 
-# %% book/side_by_side.md#their-trainer 3e236d9a
+# %% book/side_by_side.md#their-trainer 52784e94
+from bertbook.textbook_step import real_tokens
+
+
+def count_tokens(trainer) -> list[int]:
+    """A list that receives the real tokens of each batch it collates."""
+    collate, tokens = trainer.data_collator, []
+
+    def collate_and_count(examples):
+        batch = collate(examples)
+        tokens.append(real_tokens(batch))
+        return batch
+
+    trainer.data_collator = collate_and_count
+    return tokens
+
+
+# %% book/side_by_side.md#their-trainer 31290752
 import tempfile
 import time
 from collections.abc import Callable
-
-from bertbook.textbook_step import real_tokens
 
 
 def trainer_run(
@@ -76,22 +99,15 @@ def trainer_run(
     It returns the seconds a real token of the last two, from the end of
     one step to the end of the next, so that the data loader counts.
     """
-    ends, tokens = [], []
-    callback = {
+    ends = []
+    clock = {
         "on_step_end": lambda *a, **k: ends.append(time.perf_counter())
     }
-    folder = tempfile.mkdtemp()
+    arguments = {"max_steps": 3, **arguments}
     trainer = make_trainer(
-        config, rows, tokenizer, folder, callback, max_steps=3, **arguments
+        config, rows, tokenizer, tempfile.mkdtemp(), clock, **arguments
     )
-    collate = trainer.data_collator
-
-    def counting(examples):
-        batch = collate(examples)
-        tokens.append(real_tokens(batch))
-        return batch
-
-    trainer.data_collator = counting
+    tokens = count_tokens(trainer)
 
     def run():
         ends.clear()
@@ -164,13 +180,7 @@ def rows_for_trainer(
     ]
 
 
-# %% book/side_by_side.md#their-trainer f8cfa314
-import statistics
-from dataclasses import replace
-
-from bertbook.benchmark import compare, interleave
-from bertbook.config import PRESETS
-
+# %% book/side_by_side.md#their-trainer ae77c83b
 CONTESTS = {
     "as it comes": ("sentences", 8, False),
     "packed rows": ("packed", 8, False),
@@ -179,33 +189,42 @@ CONTESTS = {
 }
 
 
-def beside(text: Text, rounds: int = 5, preset: str = "mini") -> list[dict]:
-    """Race our whole step against the `Trainer` in each way of `CONTESTS`.
+# %% book/side_by_side.md#their-trainer a189aa7f
+from dataclasses import replace
 
-    Returns a row for each: how many times the tokens a second, with
-    quartiles over the rounds, and both rates.
-    """
+from bertbook.config import PRESETS
+
+
+def contestants(text: Text, preset: str) -> dict[str, Callable]:
+    """Our step, and the `Trainer` in each way of `CONTESTS`."""
     size = len(text.tokenizer.get_vocab())
     config = replace(PRESETS[preset], vocab_size=size)
-    runs, spent = {"ours": our_run(text, preset)}, [0.0]
+    runs = {"ours": our_run(text, preset)}
     for name, (kind, batch, bf16) in CONTESTS.items():
         rows = rows_for_trainer(text, kind, Pretraining.seq_length, 1000)
-        options = dict(per_device_train_batch_size=batch, bf16=bf16)
+        options = {"per_device_train_batch_size": batch, "bf16": bf16}
         runs[name] = trainer_run(config, rows, text.tokenizer, **options)
+    return runs
 
-    def metered(run):
-        def advance():
-            spent[0] += run()
 
-        return advance
+# %% book/side_by_side.md#their-trainer 0b07832c
+import statistics
 
-    metered_runs = {name: metered(run) for name, run in runs.items()}
-    seconds = interleave(metered_runs, rounds, 1, lambda: spent[0])
+from bertbook.benchmark import compare, interleave
+
+
+def beside(text: Text, rounds: int = 5, preset: str = "mini") -> list[dict]:
+    """Race our whole step against the `Trainer`, a row for each contest.
+
+    How many times the tokens a second, with quartiles over the rounds,
+    and both rates.
+    """
+    seconds = _timed(contestants(text, preset), rounds)
     ours = seconds.pop("ours")
     return [
         {
             "theirs": name,
-            "vocabulary": size,
+            "vocabulary": len(text.tokenizer.get_vocab()),
             **compare(theirs, ours)._asdict(),
             "tokens_ours": 1 / statistics.median(ours),
             "tokens_theirs": 1 / statistics.median(theirs),
@@ -214,32 +233,54 @@ def beside(text: Text, rounds: int = 5, preset: str = "mini") -> list[dict]:
     ]
 
 
-# %% book/side_by_side.md#their-trainer 96b40dec
+# %% book/side_by_side.md#their-trainer 721d38af
+def _timed(runs, rounds):
+    """What each run says that it took, in rounds."""
+    spent = 0.0
+
+    def metered(run):
+        def advance():
+            nonlocal spent
+            spent += run()
+
+        return advance
+
+    calls = {name: metered(run) for name, run in runs.items()}
+    return interleave(calls, rounds, warmup=1, clock=lambda: spent)
+
+
+# %% book/side_by_side.md#their-trainer 5517219a
 import argparse
-
-import torch
-
-from bertbook.reproducibility import kept, record_run
-from bertbook.textbook_step import take_text, tokenizers
 
 FORM = "{theirs:12} {vocabulary:7,} {tokens_theirs:7,.0f} "
 FORM += "{tokens_ours:7,.0f}  {median:5.2f} ({low:.2f}-{high:.2f})"
-HEADER = "theirs      pieces  tokens a second  times faster"
+HEADER = "theirs       pieces  theirs    ours  times faster"
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Time both trainers and print a table; `--help` says the options."""
+def _options(arguments):
     parser = argparse.ArgumentParser(
         prog="python -m bertbook.side_by_side",
         description="Time this book's training step beside the Trainer of "
-        "transformers.",
+        "transformers: real tokens a second.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
     add("--preset", default="mini", choices=PRESETS, help="model size")
     add("--rounds", type=int, default=5, help="rounds that count")
     add("--record", help="JSON file that gets the numbers")
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+# %% book/side_by_side.md#their-trainer db9257a9
+import torch
+
+from bertbook.reproducibility import kept, record_run
+from bertbook.textbook_step import take_text, tokenizers
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Time both trainers and print a table; `--help` says the options."""
+    options = _options(arguments)
     print(HEADER)
     rows = []
     for name, tokenizer in tokenizers().items():

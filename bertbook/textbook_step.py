@@ -7,7 +7,7 @@ same numbers as this book's, and costs more.
 The page: https://bertbook.github.io/bertbook/book/textbook_step.html
 """
 
-# Tangled from book/textbook_step.md (a0c448dd): change it there and run
+# Tangled from book/textbook_step.md (c1c59898): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -98,16 +98,8 @@ class SentenceRows:
         return pieces[: self.seq_length - 2]
 
 
-# %% book/textbook_step.md#data-a-row-of-text-or-a-row-of-a-file 6091ffe4
-from pathlib import Path
-
-from bertbook.pretraining_text import (
-    HELD_OUT,
-    Text,
-    corpus_documents,
-    learn_tokenizer,
-)
-from bertbook.token_files import write_token_files
+# %% book/textbook_step.md#data-a-row-of-text-or-a-row-of-a-file ca363451
+from bertbook.pretraining_text import learn_tokenizer
 from bertbook.tokenizer import BertTokenizer
 
 
@@ -115,6 +107,13 @@ def tokenizers() -> dict[bool, BertTokenizer]:
     """That of BERT, and one of IMDb, by whether the vocabulary is small."""
     large = BertTokenizer.from_pretrained("all-MiniLM-L6-v2")
     return {False: large, True: learn_tokenizer("imdb")}
+
+
+# %% book/textbook_step.md#data-a-row-of-text-or-a-row-of-a-file 2c0d3bac
+from pathlib import Path
+
+from bertbook.pretraining_text import HELD_OUT, Text, corpus_documents
+from bertbook.token_files import write_token_files
 
 
 def take_text(tokenizer, folder: str | Path, documents: int) -> Text:
