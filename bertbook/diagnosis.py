@@ -6,7 +6,7 @@ text before training, and what went wrong in a run after it.
 The page: https://bertbook.github.io/bertbook/book/diagnosis.html
 """
 
-# Tangled from book/diagnosis.md (a1057e6d): change it there and run
+# Tangled from book/diagnosis.md (1a52f269): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -269,7 +269,7 @@ def _diverges(curves, expected):
         )
 
 
-# %% book/diagnosis.md#faults-of-a-run 523726c0
+# %% book/diagnosis.md#faults-of-a-run 11a26290
 def _learns_nothing(curves, expected):
     if not len(curves.asked):
         return None
@@ -288,6 +288,8 @@ def _rests(curves, expected):
     late = curves.held_out[third]
     if len(late) < 2 or np.ptp(late) > 0.15:
         return None
+    if late[-1] > curves.held_out.min() + 0.1:
+        return None  # it has been better
     if abs(late[-1] - expected.unigram) < 0.35:
         return (
             f"the held-out loss has stood at {late[-1]:.2f} nats since "
