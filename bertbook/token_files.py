@@ -6,7 +6,7 @@ resumable, and reads it back as full rows without loading it.
 The page: https://bertbook.github.io/bertbook/book/token_files.html
 """
 
-# Tangled from book/token_files.md (7a8afe03): change it there and run
+# Tangled from book/token_files.md (b95acbb3): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -147,7 +147,7 @@ def _tasks(documents, folder, shard_size, names):
             yield path, part
 
 
-# %% book/token_files.md#in-parallel ee14da58
+# %% book/token_files.md#in-parallel b609ee21
 def _begin_worker(tokenizer):
     global _tokenizer
     _tokenizer = tokenizer
@@ -190,8 +190,9 @@ _GUARD = (
 def _check_request(documents, workers):
     if isinstance(documents, str):
         raise ValueError("documents is one string; write [documents]")
-    if workers > 1 and multiprocessing.parent_process():
-        raise RuntimeError(f"this is a worker process itself; {_GUARD}")
+    name = multiprocessing.current_process().name
+    if workers > 1 and name != "MainProcess":
+        raise RuntimeError(f"{name} is a worker process itself; {_GUARD}")
 
 
 # %% book/token_files.md#what-a-folder-holds 2e4522a7
