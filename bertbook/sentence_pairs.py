@@ -6,7 +6,7 @@ next sentence, and for ALBERT's, which of the two came first.
 The page: https://bertbook.github.io/bertbook/book/sentence_pairs.html
 """
 
-# Tangled from book/sentence_pairs.md (5b9c2387): change it there and run
+# Tangled from book/sentence_pairs.md (e52e5497): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -267,12 +267,13 @@ def _check_pairs(documents, room, objective, short):
         )
 
 
-# %% book/sentence_pairs.md#rows e7bce624
-def _write_pair(row, a, b, cls, sep):
+# %% book/sentence_pairs.md#rows 7a326318
+def _write_pair(row, a, b, tokenizer):
     """Put [CLS] A [SEP] B [SEP] into `row`; where B starts and ends."""
     split = len(a) + 2
     end = split + len(b) + 1
-    row[0], row[split - 1], row[end - 1] = cls, sep, sep
+    row[0] = tokenizer.cls_token_id
+    row[[split - 1, end - 1]] = tokenizer.sep_token_id
     row[1 : split - 1], row[split : end - 1] = a, b
     return split, end
 
@@ -329,16 +330,10 @@ class PairRows:
         return _rows_of(self, self.table(epoch)[examples])
 
 
-# %% book/sentence_pairs.md#rows f57e73d5
+# %% book/sentence_pairs.md#rows 46dbee44
 def _rows_of(source, pairs):
     files, tokenizer = source.files, source.tokenizer
-    pad, ends = (
-        tokenizer.pad_token_id,
-        (
-            tokenizer.cls_token_id,
-            tokenizer.sep_token_id,
-        ),
-    )
+    pad = tokenizer.pad_token_id
     rows = _empty_rows(len(pairs), source.seq_length, pad)
     for number, pair in enumerate(pairs.tolist()):
         a, b = (
@@ -346,7 +341,7 @@ def _rows_of(source, pairs):
             for shard, start, stop in (pair[:3], pair[3:6])
         )
         row = rows["input_ids"][number]
-        split, end = _write_pair(row, a, b, *ends)
+        split, end = _write_pair(row, a, b, tokenizer)
         rows["token_type_ids"][number, split:end] = 1
         rows["attention_mask"][number, :end] = 1
     rows["next_sentence_label"] = pairs[:, 6].astype(int)
