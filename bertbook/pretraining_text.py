@@ -6,7 +6,7 @@ trains a vocabulary, and writes both parts as token files.
 The page: https://bertbook.github.io/bertbook/book/pretraining_text.html
 """
 
-# Tangled from book/pretraining_text.md (90dcb555): change it there and run
+# Tangled from book/pretraining_text.md (ff228a79): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 
-# %% book/pretraining_text.md#documents-in-a-file 20bfd302
+# %% book/pretraining_text.md#documents-in-a-file 8d5fc741
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -33,8 +33,8 @@ LONGEST = 2**20  # bytes; a longer document becomes several
 def _stretches(file):
     """Lines with their numbers; one that is too long comes in parts."""
     number, rest = 1, b""
-    while data := file.readline(LONGEST):
-        cut = len(data) == LONGEST and not data.endswith(b"\n")
+    while data := file.readline(2 * LONGEST):
+        cut = len(data) == 2 * LONGEST and not data.endswith(b"\n")
         data, rest = rest + data, b""
         if cut:
             end = data.rfind(b" ") + 1 or _last_character(data)
