@@ -6,7 +6,7 @@ pure function of the seed, the epoch and the number of the row.
 The page: https://bertbook.github.io/bertbook/book/masking.html
 """
 
-# Tangled from book/masking.md (e01b0ce5): change it there and run
+# Tangled from book/masking.md (d46cd7fe): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -59,7 +59,7 @@ def draw_numbers(
     return torch.from_numpy(numbers).transpose(0, 1)
 
 
-# %% book/masking.md#what-may-be-hidden afd956c6
+# %% book/masking.md#what-may-be-hidden fcf7ea37
 import re
 from dataclasses import dataclass
 
@@ -84,11 +84,11 @@ class Pieces:
             )
         special = torch.zeros(max(vocab.values()) + 1, dtype=torch.bool)
         special[tokenizer.all_special_ids] = True
-        continues, ordinary = torch.zeros_like(special), ~special
+        continues, ordinary = torch.zeros(2, len(special)).bool()
         for piece, number in vocab.items():
+            unused = re.fullmatch(r"\[unused\d+\]", piece)
             continues[number] = piece.startswith("##")
-            if re.fullmatch(r"\[unused\d+\]", piece):
-                ordinary[number] = False
+            ordinary[number] = not (unused or special[number])
         mask_id = vocab[tokenizer.mask_token]
         return cls(mask_id, special, continues, ordinary.nonzero()[:, 0])
 
