@@ -8,7 +8,7 @@ datasets.Dataset.
 The page: https://bertbook.github.io/bertbook/book/corpora.html
 """
 
-# Tangled from book/corpora.md (ea0e770f): change it there and run
+# Tangled from book/corpora.md (a6a2fedb): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -363,7 +363,7 @@ def _is_cached(repository):
     return wanted in {f.name.replace("_", "").lower() for f in folders}
 
 
-# %% book/corpora.md#the-hub-and-no-hub a76bb0fd
+# %% book/corpora.md#the-hub-and-no-hub 9f267c03
 def _load_from_hub(name, split, config, streaming):
     repository = name
     if name == "wikitext-2":
@@ -372,22 +372,20 @@ def _load_from_hub(name, split, config, streaming):
     if not (here or hub_answers()):
         raise ConnectionError(
             f"{name!r} is not an embedded corpus ({', '.join(SOURCES)}), "
-            "there is no such file or folder, and the Hugging Face hub does "
-            "not answer; choose one of these, or come back with a network."
+            "and no such file or folder, and the Hugging Face hub does not "
+            "answer; choose one of these, or come back with a network."
         )
-    return _import_datasets().load_dataset(
-        repository, config, split=split, streaming=streaming
-    )
+    load = _import_datasets().load_dataset
+    return load(repository, config, split=split, streaming=streaming)
 
 
-# %% book/corpora.md#the-hub-and-no-hub 2e097321
+# %% book/corpora.md#the-hub-and-no-hub 3e7d746f
 def load_corpus(name, split="train", config=None, streaming=False):
-    """One split of a corpus as a `datasets.Dataset`.
+    """One split of a corpus as a `datasets.Dataset`, or as a stream of it.
 
     `name`: `imdb`, `rotten_tomatoes`, `bbc_news` or `wnut`, whose columns
     `corpus_features` describes and whose splits are `SPLITS`; else
     `wikitext-2`, or what `datasets.load_dataset` takes, with its `config`.
-    With `streaming` it is an IterableDataset, of which nothing is kept.
     Raises ModuleNotFoundError (package missing), ValueError (files
     altered, no such split) or ConnectionError (not here, and no network).
     """

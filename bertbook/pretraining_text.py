@@ -6,7 +6,7 @@ trains a vocabulary, and writes both parts as token files.
 The page: https://bertbook.github.io/bertbook/book/pretraining_text.html
 """
 
-# Tangled from book/pretraining_text.md (ff228a79): change it there and run
+# Tangled from book/pretraining_text.md (24e65e7c): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -232,7 +232,7 @@ def learn_tokenizer(
     return BertTokenizer(train_wordpiece(words, vocab_size, **options))
 
 
-# %% book/pretraining_text.md#a-vocabulary-of-its-own 4b51be74
+# %% book/pretraining_text.md#a-vocabulary-of-its-own a375ceba
 def _too_few(corpus):
     counts = {
         split: sum(1 for _ in corpus_documents(corpus, split))
@@ -240,9 +240,9 @@ def _too_few(corpus):
     }
     return (
         f"{corpus} gives {counts[TRAIN]} training and {counts[HELD_OUT]} "
-        "held-out documents (a tenth is held out, by the hash of the text), "
-        "and both are needed; give a corpus of a hundred documents or more, "
-        "with a blank line after each where it is a text file"
+        "held-out documents (a tenth is held out, by the hash of the "
+        "text), and both are needed; give a corpus of a hundred documents "
+        "or more, with a blank line after each where it is a text file"
     )
 
 
