@@ -6,7 +6,7 @@ text before training, and what went wrong in a run after it.
 The page: https://bertbook.github.io/bertbook/book/diagnosis.html
 """
 
-# Tangled from book/diagnosis.md (1a52f269): change it there and run
+# Tangled from book/diagnosis.md (7dc3b136): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -82,7 +82,7 @@ def fingerprints(ids: np.ndarray, bounds: np.ndarray) -> np.ndarray:
     return np.add.reduceat(values, bounds[:-1])
 
 
-# %% book/diagnosis.md#faults-of-a-text 3c611959
+# %% book/diagnosis.md#faults-of-a-text 5cadd40a
 _LOOK_AT = 20_000_000  # pieces; more would tell the same
 
 
@@ -94,7 +94,8 @@ class _Marks(NamedTuple):
 
 
 def _marks_of(files):
-    documents, sentences, seen = [], [], 0
+    documents, sentences = ([np.zeros(0, np.uint64)] for _ in range(2))
+    seen = 0
     for shard in files.shards:
         if seen > _LOOK_AT:
             break
@@ -131,7 +132,7 @@ def _misfit(files, tokenizer):
         )
 
 
-# %% book/diagnosis.md#faults-of-a-text 4f1052fc
+# %% book/diagnosis.md#faults-of-a-text 65cff3b1
 def _repeats(marks):
     documents = _share_repeated(marks.documents)
     sentences = _share_repeated(marks.sentences)
@@ -150,7 +151,8 @@ def _repeats(marks):
 
 
 def _leaks(train, held_out):
-    shared = np.isin(held_out.documents, train.documents).mean()
+    shared = np.isin(held_out.documents, train.documents)
+    shared = shared.sum() / max(1, len(shared))
     if shared > 0.001:
         return (
             f"{shared:.1%} of the held-out documents are in the training "
