@@ -6,7 +6,7 @@ transformers, and trains with both for the same minutes on the same text.
 The page: https://bertbook.github.io/bertbook/book/side_by_side.html
 """
 
-# Tangled from book/side_by_side.md (3b5b1906): change it there and run
+# Tangled from book/side_by_side.md (e438284d): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -118,7 +118,7 @@ def trainer_run(
     return run
 
 
-# %% book/side_by_side.md#their-trainer 34b821a1
+# %% book/side_by_side.md#ours 34b821a1
 from itertools import islice
 
 from bertbook.masking import Pieces
@@ -157,7 +157,7 @@ def our_run(text: Text, preset: str = "mini") -> Callable[[], float]:
     return make_steps
 
 
-# %% book/side_by_side.md#their-trainer aa32e67a
+# %% book/side_by_side.md#ours aa32e67a
 import numpy as np
 
 from bertbook.textbook_step import SentenceRows
@@ -180,7 +180,7 @@ def rows_for_trainer(
     ]
 
 
-# %% book/side_by_side.md#their-trainer ae77c83b
+# %% book/side_by_side.md#four-ways ae77c83b
 CONTESTS = {
     "as it comes": ("sentences", 8, False),
     "packed rows": ("packed", 8, False),
@@ -189,7 +189,7 @@ CONTESTS = {
 }
 
 
-# %% book/side_by_side.md#their-trainer a189aa7f
+# %% book/side_by_side.md#four-ways a189aa7f
 from dataclasses import replace
 
 from bertbook.config import PRESETS
@@ -207,7 +207,7 @@ def contestants(text: Text, preset: str) -> dict[str, Callable]:
     return runs
 
 
-# %% book/side_by_side.md#their-trainer 0b07832c
+# %% book/side_by_side.md#four-ways 0b07832c
 import statistics
 
 from bertbook.benchmark import compare, interleave
@@ -233,7 +233,7 @@ def beside(text: Text, rounds: int = 5, preset: str = "mini") -> list[dict]:
     ]
 
 
-# %% book/side_by_side.md#their-trainer 721d38af
+# %% book/side_by_side.md#four-ways 721d38af
 def _timed(runs, rounds):
     """What each run says that it took, in rounds."""
     spent = 0.0
@@ -249,7 +249,7 @@ def _timed(runs, rounds):
     return interleave(calls, rounds, warmup=1, clock=lambda: spent)
 
 
-# %% book/side_by_side.md#their-trainer 5517219a
+# %% book/side_by_side.md#four-ways 5517219a
 import argparse
 
 FORM = "{theirs:12} {vocabulary:7,} {tokens_theirs:7,.0f} "
@@ -271,7 +271,7 @@ def _options(arguments):
     return parser.parse_args(arguments)
 
 
-# %% book/side_by_side.md#their-trainer db9257a9
+# %% book/side_by_side.md#four-ways db9257a9
 import torch
 
 from bertbook.reproducibility import kept, record_run
