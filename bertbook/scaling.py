@@ -7,7 +7,7 @@ compiler take you.
 The page: https://bertbook.github.io/bertbook/book/scaling.html
 """
 
-# Tangled from book/scaling.md (00bc5e01): change it there and run
+# Tangled from book/scaling.md (75a62633): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 
-# %% book/scaling.md#by-hand-three-products 2fe8ad85
+# %% book/scaling.md#by-hand-three-products bc1f8943
 from bertbook.config import BertConfig, parameter_counts
 from bertbook.model import operation_counts
 
@@ -41,8 +41,8 @@ def training_operations(
 ) -> dict[str, int]:
     """Matrix-product operations of training on `tokens`, by component.
 
-    They come in rows of `seq_length`. `masked_share` of them are predicted; `pairs` adds the pooler, which
-    sentence pairs need.
+    They come in rows of `seq_length`; `masked_share` of them are predicted.
+    `pairs` adds the pooler, which sentence pairs need.
     """
     rows = -(-tokens // seq_length)  # whole ones
     predictions = round(tokens * masked_share)
@@ -66,7 +66,7 @@ def _layer_bytes(config, seq_length, number, gpu):
     return maps, (1 + 2 * weights) * number * heads * seq_length
 
 
-# %% book/scaling.md#memory 2e070df7
+# %% book/scaling.md#memory 54816347
 _BYTES = {"float32": 4, "bfloat16": 2}
 
 
@@ -84,11 +84,8 @@ def activation_memory(
     dropout keeps a byte a number and attention none of its weights. In
     bfloat16 autocast saves a copy of each matrix, `copies`.
     """
-    size, number, tokens = (
-        config.hidden_size,
-        _BYTES[dtype],
-        rows * seq_length,
-    )
+    size, tokens = config.hidden_size, rows * seq_length
+    number = _BYTES[dtype]
     maps, attention = _layer_bytes(config, seq_length, number, gpu)
     norms = 1 + (config.layer_norm == "pre")  # that of embeddings, the last
     outside = norms * (4 * size + 8) + 4 * size + 3 * 8  # and three ids
