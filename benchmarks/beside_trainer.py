@@ -7,7 +7,8 @@ This book's pretraining, and the Trainer of transformers with its defaults
 and tuned, train BERT-mini on IMDb by the same tokenizer. All are examined
 about every half minute on the same held-out rows with the same masks, and
 no examination counts on a clock. Writes book/results/beside_trainer.json;
-with `--only` one run is made, and the others stay as they are recorded.
+with `--only` some runs are made, and others of the same length stay as they
+are recorded.
 """
 
 import argparse
@@ -175,25 +176,25 @@ def main():
     add("--minutes", type=float, default=10)
     add("--preset", default="mini")
     add("--evaluate-every", type=int, default=100, help="steps, for ours")
-    add("--only", choices=["bertbook", *TRAINERS])
+    add("--only", nargs="+", choices=["bertbook", *TRAINERS])
     add("--record", default=RECORD)
     options = parser.parse_args()
     text = prepare_text("imdb", kept("imdb-8192"), learn_tokenizer("imdb"))
-    curves = {}
+    facts = {"minutes": options.minutes, "preset": options.preset}
+    facts |= {"threads": torch.get_num_threads(), "curves": {}}
     if options.only:
-        curves = read_run(options.record)["metrics"]["curves"]
-    size, minutes = options.preset, options.minutes
-    for name in [options.only] if options.only else ["bertbook", *TRAINERS]:
+        before = read_run(options.record)["metrics"]
+        if all(facts[k] == before[k] for k in facts if k != "curves"):
+            facts["curves"] = before["curves"]
+    for name in options.only or ["bertbook", *TRAINERS]:
+        course = text, options.preset, options.minutes
         if name == "bertbook":
-            every = options.evaluate_every
-            curves[name] = train_ours(text, size, minutes, every)
+            curve = train_ours(*course, options.evaluate_every)
         else:
-            options_of = TRAINERS[name]
-            curves[name] = train_theirs(text, size, minutes, **options_of)
-        print(name, curves[name]["points"][-1], flush=True)
-    facts = {"minutes": minutes, "preset": size, "curves": curves}
-    facts["threads"] = torch.get_num_threads()
-    record_run(options.record, facts)
+            curve = train_theirs(*course, **TRAINERS[name])
+        print(name, curve["points"][-1], flush=True)
+        facts["curves"][name] = curve
+        record_run(options.record, facts)
 
 
 if __name__ == "__main__":
