@@ -6,7 +6,7 @@ defaults are those of the settings, and errors of one sentence.
 The page: https://bertbook.github.io/bertbook/book/command_line.html
 """
 
-# Tangled from book/command_line.md (c4de7dae): change it there and run
+# Tangled from book/command_line.md (13579a4a): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -26,10 +26,10 @@ __all__ = [
 ]
 
 
-# %% book/command_line.md#a-table-of-commands 6c5913fd
+# %% book/command_line.md#a-table-of-commands 10a3ec76
 import os
 import sys
-from argparse import ArgumentParser, HelpFormatter, Namespace
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -43,10 +43,10 @@ class Command(NamedTuple):
     run: Callable[[Namespace], int]
 
 
-# %% book/command_line.md#a-table-of-commands da8da0c5
+# %% book/command_line.md#a-table-of-commands 42509e31
 PROGRAM = "python -m bertbook"
 _HINT = "`%(prog)s COMMAND --help` lists the options of a command."
-_FORM = partial(HelpFormatter, max_help_position=26, width=76)
+_FORM = partial(RawDescriptionHelpFormatter, max_help_position=26, width=76)
 
 
 def make_parser(

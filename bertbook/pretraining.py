@@ -6,7 +6,7 @@ loads: one loop, a log, evaluations, and states to continue from.
 The page: https://bertbook.github.io/bertbook/book/pretraining.html
 """
 
-# Tangled from book/pretraining.md (9e1486db): change it there and run
+# Tangled from book/pretraining.md (5e0c9461): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -23,8 +23,9 @@ __all__ = [
 ]
 
 
-# %% book/pretraining.md#what-a-step-reads 7086a3be
+# %% book/pretraining.md#what-a-step-reads b25e45a8
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -90,18 +91,18 @@ def make_exam(held_out, pieces: Pieces, device) -> list[dict]:
     ]
 
 
-# %% book/pretraining.md#the-examination 898f2244
+# %% book/pretraining.md#the-examination 42537e4e
 from bertbook.training_loop import RunLog, evaluating
 
 
 def guess_masked(
-    model: nn.Module, tokenizer, texts: list[str], count: int = 3
+    model: nn.Module, tokenizer, texts: Sequence[str], count: int = 3
 ) -> list[list[str]]:
     """The `count` best pieces for each [MASK] of each text, in order.
 
     One list for each [MASK], whichever text it stands in.
     """
-    inputs = tokenizer(texts, padding=True, return_tensors="pt")
+    inputs = tokenizer(list(texts), padding=True, return_tensors="pt")
     inputs = _to(inputs, next(model.parameters()).device)
     at = inputs["input_ids"] == tokenizer.mask_token_id
     with evaluating(model):
@@ -111,12 +112,12 @@ def guess_masked(
     return [tokenizer.convert_ids_to_tokens(ids) for ids in best.tolist()]
 
 
-# %% book/pretraining.md#the-examination 18db4a95
+# %% book/pretraining.md#the-examination bba9fe7a
 from bertbook.objectives import evaluate_masked
 
 
 def examine(
-    run: Run, exam: list[dict], tokenizer, out: Path, samples: list[str]
+    run: Run, exam: list[dict], tokenizer, out: Path, samples: Sequence[str]
 ) -> dict:
     """Evaluate; the best model so far goes into `out`, ready to load."""
     cast, model = cast_of(run.settings, run.device), run.objective.model
@@ -183,20 +184,24 @@ def _refuse_no_number(losses, step):
             )
 
 
-# %% book/pretraining.md#what-is-told 421dd136
+# %% book/pretraining.md#what-is-told 4496b963
+import sys
+
 from tqdm import tqdm
 
 
 class Reporter:
-    """Writes records to the log and moves a bar; one process does."""
+    """Writes records to the log, and shows them; one process does."""
 
     def __init__(self, out: Path, show: bool):
         first = this_rank().number == 0
         self.log = RunLog(out / "log.jsonl") if first else None
         form = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
+        seen, shows = sys.stderr.isatty(), first and show
         self.bar = tqdm(
-            total=1, disable=not (first and show), bar_format=form
+            total=1, disable=not (shows and seen), bar_format=form
         )
+        self.lines = shows and not seen
         self.shown = {}
 
     def __enter__(self) -> "Reporter":
@@ -215,14 +220,29 @@ class Reporter:
         self.shown |= {k: record[k] for k in names if k in record}
         self.bar.set_postfix(self.shown, refresh=False)
         self.bar.update(done - self.bar.n)
+        if self.lines and "held_out_loss" in record:
+            shown = (f"{k} {round(v, 2)}" for k, v in self.shown.items())
+            print(*shown, sep="  ", file=sys.stderr, flush=True)
 
 
-# %% book/pretraining.md#the-loop f35a614d
+# %% book/pretraining.md#the-loop b2cb0ce6
 from bertbook.objectives import Place, batches_from
 from bertbook.ranks import any_says, check_shares, first_says
 from bertbook.training_state import deferred_interrupt
 
 
+def _compiled(objective, settings):
+    return torch.compile(objective) if settings.compiled else objective
+
+
+def _batches_left(run, rows):
+    """The batches of a run from where it stopped on."""
+    now, settings = run.progress, run.settings
+    place = Place(now.epoch, now.batch)
+    return batches_from(rows, settings.batch_size, settings.seed, place)
+
+
+# %% book/pretraining.md#the-loop 22aba58b
 def pretrain(
     settings: Pretraining,
     rows,
@@ -234,7 +254,7 @@ def pretrain(
     save_every: int = 200,
     device: str = "cpu",
     show_progress: bool = False,
-    samples: list[str] = (),
+    samples: Sequence[str] = (),
 ) -> Run:
     """Train until the end that `settings` name, and fill the folder `out`.
 
@@ -256,12 +276,9 @@ def pretrain(
         exam = make_exam(held_out, pieces, run.device)
         look = partial(examine, run, exam, tokenizer, out, samples)
         trained = replicate(_compiled(run.objective, settings))
-        place = Place(now.epoch, now.batch)
-        size, seed = settings.batch_size, settings.seed
-        batches = batches_from(rows, size, seed, place)
         if now.examined < 0:
             report({"step": 0} | look(), 0.0)
-        for place, examples in batches:
+        for place, examples in _batches_left(run, rows):
             (done,) = first_says([run.done()])
             if any_says(end()) or done >= 1:
                 break
@@ -281,12 +298,7 @@ def pretrain(
     return run
 
 
-# %% book/pretraining.md#the-loop e6936e12
-def _compiled(objective, settings):
-    return torch.compile(objective) if settings.compiled else objective
-
-
-# %% book/pretraining.md#trained-once 6bcd43cd
+# %% book/pretraining.md#trained-once d3f1f3b8
 import hashlib
 import json
 from importlib.util import find_spec
@@ -306,7 +318,7 @@ def pretrained(
     settings: Pretraining,
     corpus: str = "imdb",
     vocab_size: int = 8192,
-    samples: list[str] = (),
+    samples: Sequence[str] = (),
 ) -> Path:
     """The folder of a finished run, which is made on first use."""
     told = [settings_of(settings), corpus, vocab_size, list(samples)]

@@ -6,7 +6,7 @@ each option is a field, and its default is the field's.
 The page: https://bertbook.github.io/bertbook/book/run_options.html
 """
 
-# Tangled from book/run_options.md (06149604): change it there and run
+# Tangled from book/run_options.md (550c46d4): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -22,38 +22,75 @@ __all__ = [
 ]
 
 
-# %% book/run_options.md#an-option-is-a-field fb2b50b7
+# %% book/run_options.md#an-option-is-a-field 394d99d2
 import json
-from argparse import SUPPRESS, ArgumentParser, Namespace
+from argparse import (
+    SUPPRESS,
+    ArgumentParser,
+    ArgumentTypeError,
+    Namespace,
+)
 
 _OPTIONS = {
     "the model": (
-        ("--layer-norm", "model.layer_norm", "post, or pre"),
-        ("--initial", "initial", "folder of a model to go on from"),
+        (
+            "--layer-norm",
+            "model.layer_norm",
+            "where it stands: post or pre",
+        ),
+        ("--initial", "initial", "folder of a trained model to go on from"),
     ),
     "the task": (
         ("--objective", "objective", "mlm, mlm+nsp or mlm+sop"),
         ("--seq-length", "seq_length", "pieces in a row"),
-        ("--masking", "masking.unit", "hidden together: piece, word, span"),
+        (
+            "--masking",
+            "masking.unit",
+            "hidden together: piece, word or span",
+        ),
     ),
     "a step": (
-        ("--batch-size", "batch_size", "rows, over all processes"),
-        ("--accumulation", "accumulation", "parts that it comes in"),
-        ("--optimizer", "optimization.optimizer", "muon, adamw, bert_adam"),
-        ("--learning-rate", "optimization.learning_rate", "AdamW's peak"),
+        (
+            "--batch-size",
+            "batch_size",
+            "rows in a step, over all processes",
+        ),
+        (
+            "--accumulation",
+            "accumulation",
+            "parts in which a batch is computed",
+        ),
+        (
+            "--optimizer",
+            "optimization.optimizer",
+            "muon, adamw or bert_adam",
+        ),
+        (
+            "--learning-rate",
+            "optimization.learning_rate",
+            "AdamW's highest",
+        ),
         (
             "--muon-learning-rate",
             "optimization.muon_learning_rate",
-            "Muon's peak",
+            "Muon's highest",
         ),
-        ("--warmup", "optimization.warmup", "share with a rising rate"),
-        ("--dtype", "dtype", "of products: bfloat16 or float32"),
-        ("--compile", "compiled", "by torch.compile"),
+        (
+            "--warmup",
+            "optimization.warmup",
+            "share of the run in which rates rise",
+        ),
+        ("--dtype", "dtype", "matrix products: bfloat16 or float32"),
+        ("--compile", "compiled", "compile the model by torch.compile"),
     ),
     "the run": (
-        ("--seed", "seed", "of everything random"),
-        ("--evaluate-every", "evaluate_every", "steps"),
-        ("--patience", "patience", "evaluations without progress: an end"),
+        ("--seed", "seed", "decides weights, order and masks"),
+        ("--evaluate-every", "evaluate_every", "steps between evaluations"),
+        (
+            "--patience",
+            "patience",
+            "end after N evaluations without progress",
+        ),
     ),
 }
 _FIELDS = {field for rows in _OPTIONS.values() for _, field, _ in rows}
@@ -114,7 +151,7 @@ def settings_from(data: dict):
     return Pretraining(**data | parts)
 
 
-# %% book/run_options.md#an-option-is-a-field 43a653d8
+# %% book/run_options.md#an-option-is-a-field a9eaf768
 def add_fields(parser: ArgumentParser, group: str, defaults: dict):
     """Add a group of options that set fields, and return the group."""
     part = parser.add_argument_group(group)
@@ -126,12 +163,19 @@ def add_fields(parser: ArgumentParser, group: str, defaults: dict):
             continue
         how["type"] = int if value is None else type(value)
         how["metavar"] = {int: "N", float: "X", str: "NAME"}[how["type"]]
-        usual = "none" if value in (None, "") else value
-        part.add_argument(flag, help=f"{text} (default: {usual})", **how)
+        if value not in (None, ""):
+            text += f" (default: {value})"
+        part.add_argument(flag, help=text, **how)
     return part
 
 
-# %% book/run_options.md#an-option-is-a-field 496bc728
+# %% book/run_options.md#an-option-is-a-field 5df982ce
+def _positive(text):
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f"{text!r}; give a whole number from 1 on")
+    return int(text)
+
+
 def _default(function, name):
     """What a function takes for an argument that is not given."""
     from inspect import signature
@@ -139,7 +183,7 @@ def _default(function, name):
     return signature(function).parameters[name].default
 
 
-# %% book/run_options.md#an-option-is-a-field a4fd2d94
+# %% book/run_options.md#an-option-is-a-field 245f5d59
 def _add_text(parser):
     from bertbook.corpora import SOURCES
     from bertbook.pretraining_text import learn_tokenizer, prepare_text
@@ -155,7 +199,7 @@ def _add_text(parser):
     which = part.add_mutually_exclusive_group()
     which.add_argument(
         "--vocab-size",
-        type=int,
+        type=_positive,
         metavar="N",
         help=f"pieces to learn from the text (default: {usual})",
     )
@@ -164,7 +208,7 @@ def _add_text(parser):
     )
     part.add_argument(
         "--workers",
-        type=int,
+        type=_positive,
         default=_default(prepare_text, "workers"),
         metavar="N",
         help="processes that tokenise (default: %(default)s)",
@@ -188,68 +232,81 @@ def _add_sizes(parser):
     )
 
 
-# %% book/run_options.md#an-option-is-a-field 1536dd57
+# %% book/run_options.md#an-option-is-a-field 12bbdabe
 def _add_length(parser):
     length = parser.add_argument_group("the length, one of")
     length = length.add_mutually_exclusive_group()
-    for name, kind in ("steps", int), ("tokens", int), ("minutes", float):
+    for unit, kind, text in (
+        ("steps", int, "batches learned from"),
+        ("tokens", int, "pieces in these batches"),
+        ("minutes", float, "by the clock; pauses do not count"),
+    ):
         length.add_argument(
-            f"--{name}",
-            dest=f"length.{name}",
+            f"--{unit}",
+            dest=f"length.{unit}",
             default=SUPPRESS,
             type=kind,
             metavar="N" if kind is int else "X",
+            help=text,
         )
 
 
-# %% book/run_options.md#an-option-is-a-field ef106ccf
+# %% book/run_options.md#an-option-is-a-field 04b1fd9a
 def _add_folder(parser):
     from bertbook.pretraining import pretrain
 
     part = parser.add_argument_group("the folder")
     part.add_argument(
-        "--out", required=True, metavar="FOLDER", help="where all goes"
+        "--out",
+        required=True,
+        metavar="FOLDER",
+        help="the run: model, log, states, text",
     )
     part.add_argument(
         "--resume",
         action="store_true",
-        help="continue the run in FOLDER, with its text and its settings",
+        help="continue the run in FOLDER; all else is known",
     )
     part.add_argument(
         "--save-every",
-        type=int,
+        type=_positive,
         default=_default(pretrain, "save_every"),
         metavar="N",
-        help="steps (default: %(default)s)",
+        help="steps between states to continue from (default: %(default)s)",
     )
     part.add_argument(
         "--device",
         choices=("cpu", "cuda"),
-        help="cpu or cuda (default: cuda where there is one)",
+        help="where to compute (default: cuda where there is one)",
     )
     part.add_argument(
         "--quiet", action="store_true", help="no progress on stderr"
     )
 
 
-# %% book/run_options.md#an-option-is-a-field 16cc1d96
-_EXAMPLE = (
-    "Example: %(prog)s --corpus imdb --preset mini --minutes 10 --out "
-    "runs/mini"
-)
+# %% book/run_options.md#an-option-is-a-field fc7535e9
+_USAGE = """%(prog)s --corpus TEXT --minutes X --out FOLDER [OPTION ...]
+       %(prog)s --resume --out FOLDER [OPTION ...]"""
+_EXAMPLE = """for example:
+  %(prog)s --corpus imdb --preset mini --minutes 10 \\
+      --out runs/mini"""
 
 
 def _rates(text):
-    """Two rates of "0.3,0.15"; one number counts twice."""
     first, _, last = text.partition(",")
-    return float(first), float(last or first)
+    try:
+        return float(first), float(last or first)
+    except ValueError:
+        message = f"{text!r}; give a share, or two as in 0.3,0.15"
+        raise ArgumentTypeError(message) from None
 
 
-# %% book/run_options.md#an-option-is-a-field 580ca8d0
+# %% book/run_options.md#an-option-is-a-field ebd09802
 def add_pretrain_arguments(parser: ArgumentParser) -> None:
     """Add all options of `pretrain`, in groups."""
-    parser.epilog, defaults = _EXAMPLE, default_settings()
-    for add in _add_folder, _add_text, _add_length, _add_sizes:
+    parser.usage, parser.epilog = _USAGE, _EXAMPLE
+    defaults = default_settings()
+    for add in _add_text, _add_length, _add_folder, _add_sizes:
         add(parser)
     parts = {name: add_fields(parser, name, defaults) for name in _OPTIONS}
     first, last = defaults["masking"]["rate"], defaults["last_rate"]
@@ -258,7 +315,8 @@ def add_pretrain_arguments(parser: ArgumentParser) -> None:
         type=_rates,
         default=SUPPRESS,
         metavar="X,X",
-        help=f"first and last (default: {first},{last})",
+        help="share of pieces hidden at the start and at the end "
+        f"(default: {first},{last})",
     )
     usual = defaults["model"]["hidden_dropout_prob"]
     parts["the model"].add_argument(
@@ -266,7 +324,7 @@ def add_pretrain_arguments(parser: ArgumentParser) -> None:
         type=float,
         default=SUPPRESS,
         metavar="X",
-        help=f"everywhere (default: {usual})",
+        help=f"share of values dropped, everywhere (default: {usual})",
     )
 
 
