@@ -6,7 +6,7 @@ text before training, and what went wrong in a run after it.
 The page: https://bertbook.github.io/bertbook/book/diagnosis.html
 """
 
-# Tangled from book/diagnosis.md (7dc3b136): change it there and run
+# Tangled from book/diagnosis.md (4fb62c13): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -302,7 +302,7 @@ def _rests(curves, expected):
         )
 
 
-# %% book/diagnosis.md#faults-of-a-run 3099674b
+# %% book/diagnosis.md#faults-of-a-run 22cdbcd0
 def _overfits(curves, expected):
     if not len(curves.asked) or not len(curves.steps):
         return None
@@ -317,7 +317,7 @@ def _overfits(curves, expected):
             "model remembers its text; give more text, remove copies, or "
             f"stop near step {turn}"
         )
-    if last > after + 0.7:
+    if after < expected.unigram and last > after + 0.7:
         return (
             f"the training loss ended at {after:.2f} nats and the held-out "
             f"loss at {last:.2f}: the model remembers its text, or the "

@@ -232,6 +232,11 @@ def test_a_healthy_run_is_passed_in_silence(losses, held_out):
             ["diverges", "by three"],
         ),
         (
+            [9, 7, 6, 12, 18],
+            [9, 7, 6, 15, 26],
+            ["6.", "18.", "diverges"],
+        ),
+        (
             [9, 6, 4, 2, 1, 0.5],
             [9, 6, 5, 5.5, 6, 6.5],
             ["since step 160", "5.00 to 6.50", "remembers"],
