@@ -6,7 +6,7 @@ each option is a field, and its default is the field's.
 The page: https://bertbook.github.io/bertbook/book/run_options.html
 """
 
-# Tangled from book/run_options.md (550c46d4): change it there and run
+# Tangled from book/run_options.md (aba921d3): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 
-# %% book/run_options.md#an-option-is-a-field 394d99d2
+# %% book/run_options.md#an-option-is-a-field 33870aeb
 import json
 from argparse import (
     SUPPRESS,
@@ -49,6 +49,11 @@ _OPTIONS = {
             "hidden together: piece, word or span",
         ),
     ),
+}
+
+
+# %% book/run_options.md#an-option-is-a-field b9643ff7
+_OPTIONS |= {
     "a step": (
         (
             "--batch-size",
