@@ -20,8 +20,9 @@ book: .venv/done ## check, execute and render the book to _build/html (default)
 test: book ## build the book and run the tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
-bench: .venv/done ## time the model beside transformers
+bench: .venv/done ## time the model and a training step beside transformers
 	$(BIN)/python -m bertbook.benchmark
+	$(BIN)/python -m bertbook.side_by_side
 
 tangle: .venv/done ## write bertbook/ from the chapters
 	$(BIN)/python -m bertbook.tangle

@@ -6,7 +6,7 @@ loads: one loop, a log, evaluations, and states to continue from.
 The page: https://bertbook.github.io/bertbook/book/pretraining.html
 """
 
-# Tangled from book/pretraining.md (5e0c9461): change it there and run
+# Tangled from book/pretraining.md (e7544b76): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -225,7 +225,7 @@ class Reporter:
             print(*shown, sep="  ", file=sys.stderr, flush=True)
 
 
-# %% book/pretraining.md#the-loop b2cb0ce6
+# %% book/pretraining.md#the-loop fcd99560
 from bertbook.objectives import Place, batches_from
 from bertbook.ranks import any_says, check_shares, first_says
 from bertbook.training_state import deferred_interrupt
@@ -235,6 +235,13 @@ def _compiled(objective, settings):
     return torch.compile(objective) if settings.compiled else objective
 
 
+def _with_data(settings, rows, held_out, tokenizer):
+    """The settings of a run that can be shared, and what it reads."""
+    check_shares(settings.batch_size, settings.accumulation)
+    data = describe_data(rows, held_out, tokenizer)
+    return replace(settings, data=data)
+
+
 def _batches_left(run, rows):
     """The batches of a run from where it stopped on."""
     now, settings = run.progress, run.settings
@@ -242,7 +249,7 @@ def _batches_left(run, rows):
     return batches_from(rows, settings.batch_size, settings.seed, place)
 
 
-# %% book/pretraining.md#the-loop 22aba58b
+# %% book/pretraining.md#the-loop de44a61c
 def pretrain(
     settings: Pretraining,
     rows,
@@ -264,9 +271,7 @@ def pretrain(
     Raises as `open_run`, `save_state` and `train_step` do.
     """
     out, pieces = Path(out), Pieces.of(tokenizer)
-    check_shares(settings.batch_size, settings.accumulation)
-    data = describe_data(rows, held_out, tokenizer)
-    settings = replace(settings, data=data)
+    settings = _with_data(settings, rows, held_out, tokenizer)
     with (
         open_run(settings, out, resume, device) as run,
         Reporter(out, show_progress) as report,
@@ -282,9 +287,8 @@ def pretrain(
             (done,) = first_says([run.done()])
             if any_says(end()) or done >= 1:
                 break
-            parts = make_parts(
-                run, rows, pieces, place.epoch, examples, done
-            )
+            where = place.epoch, examples
+            parts = make_parts(run, rows, pieces, *where, done)
             record = train_step(run, trained, parts, done)
             now.epoch, now.batch = place
             if now.step % settings.evaluate_every == 0:

@@ -278,7 +278,6 @@ def test_the_command_records_its_table(tmp_path, monkeypatch, capsys):
 
 
 def test_the_trainer_is_as_it_comes(ground, tmp_path):
-    pytest.importorskip("accelerate")
     text = ground.texts[False]
     rows = side_by_side.rows_for_trainer(text, "sentences", 64)
     ends = []
