@@ -6,7 +6,7 @@ defaults are those of the settings, and errors of one sentence.
 The page: https://bertbook.github.io/bertbook/book/command_line.html
 """
 
-# Tangled from book/command_line.md (13579a4a): change it there and run
+# Tangled from book/command_line.md (a474ae63): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -204,11 +204,9 @@ def open_text(out: Path):
     return Text(BertTokenizer.from_pretrained(data), *parts)
 
 
-# %% book/command_line.md#the-run f4be4c58
+# %% book/command_line.md#the-run 52610372
 def _before(options, out):
     """The settings to start from: those of the run, or the defaults."""
-    from bertbook.run_options import default_settings
-
     path = out / "run.json"
     if not options.resume:
         if options.corpus is None:
@@ -220,7 +218,15 @@ def _before(options, out):
         raise FileNotFoundError(
             f"{out} holds no run (no run.json); leave out --resume"
         )
-    return json.loads(path.read_bytes())
+    try:
+        before = json.loads(path.read_bytes())
+        settings_from(before)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is damaged, or of another version of bertbook "
+            f"({error}); put a copy in its place, or begin in another folder"
+        ) from None
+    return before
 
 
 # %% book/command_line.md#the-run 7d69f7fd
@@ -260,10 +266,11 @@ def _ready_text(options, out, settings):
     return open_text(out)
 
 
-# %% book/command_line.md#the-run 831eb156
+# %% book/command_line.md#the-run 464e7f79
 from bertbook.run_options import (
     add_pretrain_arguments,
     chosen_settings,
+    default_settings,
     settings_from,
 )
 

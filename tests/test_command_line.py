@@ -289,6 +289,16 @@ def test_a_changed_option_refuses_to_resume(
     assert sorted((folder / "whole/data").rglob("*")) == data
 
 
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"a": 1}', '{"model": 1}', "\xff"]
+)
+def test_damaged_settings_are_named(tmp_path, text, capsys):
+    (tmp_path / "run.json").write_bytes(text.encode("latin-1"))
+    assert main(["pretrain", "--resume", "--out", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert "run.json is damaged" in said and said.count("\n") == 1
+
+
 def test_the_same_options_resume(run, folder):
     """A finished run is told again, and nothing is computed."""
     before = (folder / "whole/log.jsonl").read_bytes()
