@@ -483,16 +483,17 @@ def test_a_second_process_in_the_folder_is_refused(
     """While the first is in the middle of a batch, waiting for us."""
     out = tmp_path / "run"
     first = start(out, text, at=17, act="signal", argument=signal.SIGSTOP)
-    while not Path(f"{out}.order").exists() or len(order_of(out)) < 17:
-        assert first.is_alive()
-    status, said = attempt(out, text, resume=True)
-    assert status == 1
-    assert "another process is training in" in said
-    while not stopped(first.pid):
-        assert first.is_alive()
-    os.kill(first.pid, signal.SIGCONT)
-    first.join(LIMIT)
-    assert first.exitcode == 0
+    try:
+        while not stopped(first.pid):
+            assert first.is_alive()
+        status, said = attempt(out, text, resume=True)
+        assert status == 1
+        assert "another process is training in" in said
+        os.kill(first.pid, signal.SIGCONT)
+        first.join(LIMIT)
+        assert first.exitcode == 0
+    finally:
+        first.kill()  # a stopped one would never end
     assert_same(out, reference)
 
 
