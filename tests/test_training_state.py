@@ -320,7 +320,9 @@ def test_exactly_what_differs_is_named(before, now):
 
 
 def test_a_field_that_became_none_is_named():
-    assert differences({"a": None}, {}) == ["a is None there and absent here"]
+    assert differences({"a": None}, {}) == [
+        "a is None there and absent here"
+    ]
     assert differences({}, {"a": 1}) == ["a is absent there and 1 here"]
 
 

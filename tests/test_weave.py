@@ -523,7 +523,9 @@ def test_kernel_that_did_not_start_is_started_again(monkeypatch, tmp_path):
     assert failed == {broken: "ZeroDivisionError"}
 
 
-def test_chapter_that_asks_for_all_threads_runs_alone(monkeypatch, tmp_path):
+def test_chapter_that_asks_for_all_threads_runs_alone(
+    monkeypatch, tmp_path
+):
     calls = []
 
     def run(root, paths, timeout, threads):
