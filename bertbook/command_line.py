@@ -6,7 +6,7 @@ defaults are those of the settings, and errors of one sentence.
 The page: https://bertbook.github.io/bertbook/book/command_line.html
 """
 
-# Tangled from book/command_line.md (a474ae63): change it there and run
+# Tangled from book/command_line.md (d7ffc3de): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -204,7 +204,7 @@ def open_text(out: Path):
     return Text(BertTokenizer.from_pretrained(data), *parts)
 
 
-# %% book/command_line.md#the-run 52610372
+# %% book/command_line.md#the-run 08492e6d
 def _before(options, out):
     """The settings to start from: those of the run, or the defaults."""
     path = out / "run.json"
@@ -224,7 +224,7 @@ def _before(options, out):
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is damaged, or of another version of bertbook "
-            f"({error}); put a copy in its place, or begin in another folder"
+            f"({error}); mend it, or begin in another folder"
         ) from None
     return before
 
