@@ -24,7 +24,7 @@ from bertbook.config import PRESETS
 from bertbook.losses import IGNORED
 from bertbook.masking import Pieces
 from bertbook.objectives import Pretraining, summed_loss
-from bertbook.optimization import Length
+from bertbook.optimization import Length, warmup_linear
 from bertbook.pretraining_text import learn_tokenizer, prepare_text
 from bertbook.reproducibility import kept, read_run, record_run
 from bertbook.run_folder import settings_of, small_budget
@@ -112,14 +112,13 @@ class Course:
     def begin(self, model, lr_scheduler, **rest):
         lambdas = lr_scheduler.lr_lambdas
         lr_scheduler.lr_lambdas = [self.rate for _ in lambdas]
+        for group in lr_scheduler.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * self.rate(0)
         self.examine(model)
         self.last = time.perf_counter()
 
     def rate(self, step):
-        done = self.seconds / self.limit
-        if done < self.warmup:
-            return done / self.warmup
-        return max(0.0, (1 - done) / (1 - self.warmup))
+        return warmup_linear(self.seconds / self.limit, self.warmup)
 
     def end_step(self, args, state, control, model, **rest):
         now = time.perf_counter()

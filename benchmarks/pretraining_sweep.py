@@ -67,7 +67,7 @@ def run_one(changes, tokens, folder):
     shutil.rmtree(out, ignore_errors=True)
     run = pretrain(settings, *rows, tokenizer, out, save_every=10**9)
     last = read_log(out / "log.jsonl")[-1]
-    per_character = text.held_out.tokens / text.held_out.characters
+    per_character = text.held_out.pieces / text.held_out.characters
     return {
         "loss": last["held_out_loss"],
         "accuracy": last["held_out_accuracy"],

@@ -6,7 +6,7 @@ defaults are those of the settings, and errors of one sentence.
 The page: https://bertbook.github.io/bertbook/book/command_line.html
 """
 
-# Tangled from book/command_line.md (d7ffc3de): change it there and run
+# Tangled from book/command_line.md (d624fc91): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -99,7 +99,7 @@ def complain(text: str) -> None:
     print(f"{who}: {text}", file=sys.stderr, flush=True)
 
 
-# %% book/command_line.md#errors-are-sentences e96b781b
+# %% book/command_line.md#errors-are-sentences 80ac25d4
 def main(
     arguments: list[str] | None = None,
     commands: dict[str, Command] | None = None,
@@ -118,7 +118,7 @@ def main(
     try:
         return commands[options.command].run(options)
     except KeyboardInterrupt:
-        complain("stopped; the same line begins again")
+        complain("stopped; begin again, or give --resume if it trained")
         return 130
     except _EXPECTED as error:
         if os.environ.get("BERTBOOK_TRACEBACK"):
@@ -338,7 +338,7 @@ def next_line(run, out: Path, finished: bool, ranks: int = 1) -> str:
     )
 
 
-# %% book/command_line.md#the-run 2f84bc9b
+# %% book/command_line.md#the-run b7290043
 def tell_end(run, out: Path, text, rank) -> int:
     """Say how the run ended; the exit status."""
     from bertbook.diagnosis import diagnose_run, expected_losses
@@ -352,10 +352,16 @@ def tell_end(run, out: Path, text, rank) -> int:
     line = next_line(run, out, finished, rank.size)
     if rank.number == 0 and finished:
         records = read_log(out / "log.jsonl")
+        if settings.initial:  # its first loss is no sign of a fault
+            records = [each for each in records if each["step"] > 0]
         expected = expected_losses(text.train, text.tokenizer)
         _note(diagnose_run(records, expected))
         print(describe_end(run, text, records))
-        print(f"next, longer rows: {line}", flush=True)
+        if (
+            2 * settings.seq_length
+            <= settings.model.max_position_embeddings
+        ):
+            print(f"next, longer rows: {line}", flush=True)
     elif rank.number == 0:
         complain(f"stopped at step {now.step}; continue with: {line}")
     return 0 if finished else 130

@@ -6,7 +6,7 @@ adds up gradients so that neither parts nor processes change them.
 The page: https://bertbook.github.io/bertbook/book/objectives.html
 """
 
-# Tangled from book/objectives.md (08f6b345): change it there and run
+# Tangled from book/objectives.md (256d56f6): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -139,7 +139,7 @@ class Objective(nn.Module):
         return sums
 
 
-# %% book/objectives.md#the-settings-of-a-run c11ac9c1
+# %% book/objectives.md#the-settings-of-a-run d440a786
 from bertbook.config import BertConfig
 from bertbook.masking import Masking
 from bertbook.optimization import Length, Optimization, check_fields
@@ -165,7 +165,7 @@ class Pretraining:
     compiled: bool = False  # by torch.compile
     positions: str = "sinusoidal"  # how they begin; or "drawn"
     initial: str = ""  # folder of a model to go on from; "": fresh weights
-    evaluate_every: int = 100  # steps
+    evaluate_every: int = 250  # steps
     patience: int | None = None  # evaluations without progress
     seed: int = 0
     data: str = ""  # digest of the text; filled in by the trainer

@@ -7,7 +7,7 @@ rises and falls.
 The page: https://bertbook.github.io/bertbook/book/optimization.html
 """
 
-# Tangled from book/optimization.md (fed14348): change it there and run
+# Tangled from book/optimization.md (4aa26182): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -223,7 +223,7 @@ def make_optimizers(
     return optimizers
 
 
-# %% book/optimization.md#clipping 13a3a491
+# %% book/optimization.md#clipping af2b87a6
 def take_step(
     model: nn.Module,
     optimizers: list[torch.optim.Optimizer],
@@ -238,7 +238,7 @@ def take_step(
     if not math.isfinite(norm):
         raise FloatingPointError(
             f"the norm of the gradient is {norm}, so no step was taken; "
-            "lower the learning rate and continue from the last state"
+            "begin again in another folder with a lower learning rate"
         )
     for optimizer in optimizers:
         optimizer.step()

@@ -6,7 +6,7 @@ loads: one loop, a log, evaluations, and states to continue from.
 The page: https://bertbook.github.io/bertbook/book/pretraining.html
 """
 
-# Tangled from book/pretraining.md (e7544b76): change it there and run
+# Tangled from book/pretraining.md (555fcd0b): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -249,7 +249,7 @@ def _batches_left(run, rows):
     return batches_from(rows, settings.batch_size, settings.seed, place)
 
 
-# %% book/pretraining.md#the-loop de44a61c
+# %% book/pretraining.md#the-loop 42528892
 def pretrain(
     settings: Pretraining,
     rows,
@@ -283,6 +283,7 @@ def pretrain(
         trained = replicate(_compiled(run.objective, settings))
         if now.examined < 0:
             report({"step": 0} | look(), 0.0)
+        run.start_clock()
         for place, examples in _batches_left(run, rows):
             (done,) = first_says([run.done()])
             if any_says(end()) or done >= 1:
@@ -302,49 +303,58 @@ def pretrain(
     return run
 
 
-# %% book/pretraining.md#trained-once d3f1f3b8
+# %% book/pretraining.md#trained-once 76e99bce
 import hashlib
 import json
+import re
 from importlib.util import find_spec
 
 from bertbook.pretraining_text import learn_tokenizer, prepare_text
 from bertbook.reproducibility import kept, write_atomically
 from bertbook.run_folder import settings_of
 
-_CODE = (
-    "attention embeddings encoder heads losses masking model objectives "
-    "optimization pretraining run_folder sentence_pairs token_files "
-    "vocabulary"
-)
+
+def _sources(module: str, found: dict[str, str]) -> dict[str, str]:
+    """The code of a module and of all that it imports from this book."""
+    path = find_spec(f"bertbook.{module}").origin
+    found[module] = Path(path).read_text("utf-8")
+    for other in re.findall(r"from bertbook\.(\w+)", found[module]):
+        if other not in found:
+            _sources(other, found)
+    return found
 
 
+# %% book/pretraining.md#trained-once a38749f6
 def pretrained(
     settings: Pretraining,
     corpus: str = "imdb",
     vocab_size: int = 8192,
     samples: Sequence[str] = (),
 ) -> Path:
-    """The folder of a finished run, which is made on first use."""
+    """The folder of a finished run, which is made on first use.
+
+    Raises KeyboardInterrupt if the run was stopped; another call goes on.
+    """
     told = [settings_of(settings), corpus, vocab_size, list(samples)]
+    told += [_sources("pretraining", {}), torch.__version__]
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
-    for name in _CODE.split():
-        path = find_spec(f"bertbook.{name}").origin
-        digest.update(Path(path).read_bytes())
     out = kept(f"runs/{corpus}-{digest.hexdigest()[:16]}")
     if not (out / "finished").exists():
-        _train_kept(settings, corpus, vocab_size, samples, out)
+        run = _train_kept(settings, corpus, vocab_size, samples, out)
+        if run.done() < 1:
+            raise KeyboardInterrupt(f"{out} was stopped; call again")
         write_atomically(out / "finished", "")
     return out
 
 
-# %% book/pretraining.md#trained-once 5ba01c68
+# %% book/pretraining.md#trained-once e45edbbe
 from bertbook.objectives import rows_of
 
 
 def _train_kept(settings, corpus, vocab_size, samples, out):
     tokenizer = learn_tokenizer(corpus, vocab_size)
     text = prepare_text(corpus, out / "data", tokenizer)
-    pretrain(
+    return pretrain(
         settings,
         rows_of(settings, text.train, tokenizer),
         rows_of(settings, text.held_out, tokenizer, held_out=True),

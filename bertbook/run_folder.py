@@ -6,7 +6,7 @@ it again where it stopped, unless something was changed.
 The page: https://bertbook.github.io/bertbook/book/run_folder.html
 """
 
-# Tangled from book/run_folder.md (bb295132): change it there and run
+# Tangled from book/run_folder.md (1a0d8107): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -110,7 +110,7 @@ class Progress:
     records: int = 0  # in the log when the state was saved
 
 
-# %% book/run_folder.md#a-run-in-memory 41fb7cc2
+# %% book/run_folder.md#a-run-in-memory fc90c668
 from bertbook.optimization import make_optimizers
 from bertbook.ranks import this_rank
 
@@ -125,6 +125,10 @@ class Run:
     progress: Progress
     device: torch.device
     began: float  # by the clock, less the seconds of earlier processes
+
+    def start_clock(self) -> None:
+        """From here on the seconds of the run count."""
+        self.began = time.perf_counter() - self.progress.seconds
 
     def done(self) -> float:
         """The share of the run that is done; looks at the clock."""
@@ -271,7 +275,7 @@ def _check_settings(out, settings):
         )
 
 
-# %% book/run_folder.md#opening-it 7bc06d4b
+# %% book/run_folder.md#opening-it 29e65a2e
 def _restore(run, out):
     """Put the newest whole state into `run`, if there is one."""
     saved = load_state(out / "checkpoints")
@@ -287,7 +291,7 @@ def _restore(run, out):
         ) from None
     restore_tensors(tensors, run.objective.model, run.optimizers)
     run.progress = progress
-    run.began -= progress.seconds
+    run.start_clock()
 
 
 # %% book/run_folder.md#opening-it a63fe37f

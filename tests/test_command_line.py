@@ -137,10 +137,11 @@ def test_what_is_said_at_the_end(run, folder):
     index = json.loads(
         (folder / "whole/data/validation/index.json").read_text()
     )
-    pieces, characters = (
+    tokens, documents, characters = (
         sum(shard[name] for shard in index["shards"])
-        for name in ("tokens", "characters")
+        for name in ("tokens", "documents", "characters")
     )
+    pieces = tokens - documents  # a [SEP] ends each document
     said = float(re.search(r"([\d.]+) a character", result)[1])
     assert said == pytest.approx(loss * pieces / characters, abs=0.006)
     assert "--initial whole" in following and "--seq-length 32" in following
@@ -250,7 +251,7 @@ def test_stopped_before_it_began(folder):
         capture_output=True,
         text=True,
     )
-    refused(done, "stopped; the same line begins again", status=130)
+    refused(done, "stopped; begin again, or give --resume if it trained", status=130)
 
 
 def test_a_finished_run_is_not_begun_again(run, folder):
