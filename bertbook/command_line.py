@@ -6,7 +6,7 @@ defaults are those of the settings, and errors of one sentence.
 The page: https://bertbook.github.io/bertbook/book/command_line.html
 """
 
-# Tangled from book/command_line.md (d624fc91): change it there and run
+# Tangled from book/command_line.md (fcdcf29a): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -305,7 +305,7 @@ def run_pretrain(options: Namespace) -> int:
         return tell_end(run, out, text, rank)
 
 
-# %% book/command_line.md#the-run 8b6cbc45
+# %% book/command_line.md#the-run a5e35bc8
 import shlex
 
 
@@ -314,7 +314,7 @@ def describe_end(run, text, records: list[dict]) -> str:
     now = run.progress
     last = [each for each in records if "held_out_loss" in each][-1]
     loss, right = last["held_out_loss"], last["held_out_accuracy"]
-    per_character = loss * text.held_out.tokens / text.held_out.characters
+    per_character = loss * text.held_out.pieces / text.held_out.characters
     best = "" if loss <= now.best else f"; best {now.best:.2f}, kept"
     return (
         f"step {now.step:,}, {now.tokens:,} tokens, "

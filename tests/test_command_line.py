@@ -251,7 +251,11 @@ def test_stopped_before_it_began(folder):
         capture_output=True,
         text=True,
     )
-    refused(done, "stopped; begin again, or give --resume if it trained", status=130)
+    refused(
+        done,
+        "stopped; begin again, or give --resume if it trained",
+        status=130,
+    )
 
 
 def test_a_finished_run_is_not_begun_again(run, folder):
