@@ -6,7 +6,7 @@ loads: one loop, a log, evaluations, and states to continue from.
 The page: https://bertbook.github.io/bertbook/book/pretraining.html
 """
 
-# Tangled from book/pretraining.md (555fcd0b): change it there and run
+# Tangled from book/pretraining.md (936f064a): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -249,7 +249,7 @@ def _batches_left(run, rows):
     return batches_from(rows, settings.batch_size, settings.seed, place)
 
 
-# %% book/pretraining.md#the-loop 42528892
+# %% book/pretraining.md#the-loop 95de6e64
 def pretrain(
     settings: Pretraining,
     rows,
@@ -263,12 +263,12 @@ def pretrain(
     show_progress: bool = False,
     samples: Sequence[str] = (),
 ) -> Run:
-    """Train until the end that `settings` name, and fill the folder `out`.
+    """Train to the end that `settings` name, and fill the folder `out`.
 
     It holds the best model and its vocabulary, `log.jsonl`, `run.json` and
-    `checkpoints/`, one every `save_every` steps. Each evaluation writes the
-    guesses for the `samples`, texts with [MASK]. Ctrl-C saves and returns.
-    Raises as `open_run`, `save_state` and `train_step` do.
+    `checkpoints/`, one every `save_every` steps; in the log also guesses for
+    the `samples`, texts with [MASK]. Ctrl-C saves and returns. Raises as
+    `open_run`, `save_state` and `train_step` do.
     """
     out, pieces = Path(out), Pieces.of(tokenizer)
     settings = _with_data(settings, rows, held_out, tokenizer)
@@ -288,9 +288,8 @@ def pretrain(
             (done,) = first_says([run.done()])
             if any_says(end()) or done >= 1:
                 break
-            where = place.epoch, examples
-            parts = make_parts(run, rows, pieces, *where, done)
-            record = train_step(run, trained, parts, done)
+            batch = rows, pieces, place.epoch, examples, done
+            record = train_step(run, trained, make_parts(run, *batch), done)
             now.epoch, now.batch = place
             if now.step % settings.evaluate_every == 0:
                 record |= look()
