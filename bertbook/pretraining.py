@@ -6,7 +6,7 @@ loads: one loop, a log, evaluations, and states to continue from.
 The page: https://bertbook.github.io/bertbook/book/pretraining.html
 """
 
-# Tangled from book/pretraining.md (936f064a): change it there and run
+# Tangled from book/pretraining.md (19a461c2): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -249,7 +249,7 @@ def _batches_left(run, rows):
     return batches_from(rows, settings.batch_size, settings.seed, place)
 
 
-# %% book/pretraining.md#the-loop 95de6e64
+# %% book/pretraining.md#the-loop 53fcad0f
 def pretrain(
     settings: Pretraining,
     rows,
@@ -288,8 +288,8 @@ def pretrain(
             (done,) = first_says([run.done()])
             if any_says(end()) or done >= 1:
                 break
-            batch = rows, pieces, place.epoch, examples, done
-            record = train_step(run, trained, make_parts(run, *batch), done)
+            read = rows, pieces, place.epoch, examples, done
+            record = train_step(run, trained, make_parts(run, *read), done)
             now.epoch, now.batch = place
             if now.step % settings.evaluate_every == 0:
                 record |= look()
