@@ -6,7 +6,7 @@ loads: one loop, a log, evaluations, and states to continue from.
 The page: https://bertbook.github.io/bertbook/book/pretraining.html
 """
 
-# Tangled from book/pretraining.md (19a461c2): change it there and run
+# Tangled from book/pretraining.md (a10b2088): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -249,7 +249,7 @@ def _batches_left(run, rows):
     return batches_from(rows, settings.batch_size, settings.seed, place)
 
 
-# %% book/pretraining.md#the-loop 53fcad0f
+# %% book/pretraining.md#the-loop 9c57197e
 def pretrain(
     settings: Pretraining,
     rows,
@@ -266,7 +266,7 @@ def pretrain(
     """Train to the end that `settings` name, and fill the folder `out`.
 
     It holds the best model and its vocabulary, `log.jsonl`, `run.json` and
-    `checkpoints/`, one every `save_every` steps; in the log also guesses for
+    `checkpoints/`, one every `save_every` steps; the log has guesses for
     the `samples`, texts with [MASK]. Ctrl-C saves and returns. Raises as
     `open_run`, `save_state` and `train_step` do.
     """
