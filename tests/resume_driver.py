@@ -155,6 +155,8 @@ def train(
         "signal": partial(os.kill, os.getpid(), argument),
         "signal twice": partial(signal_twice, argument),
     }
+    # A job in the background may have been told to ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     watch_steps(out, at, actions[act])
     if act == "signal twice":
         usual = pretraining.deferred_interrupt
