@@ -6,13 +6,14 @@ it again where it stopped, unless something was changed.
 The page: https://bertbook.github.io/bertbook/book/run_folder.html
 """
 
-# Tangled from book/run_folder.md (1a0d8107): change it there and run
+# Tangled from book/run_folder.md (5b4d2f18): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
     "Progress",
     "Run",
     "describe_data",
+    "keep_freed_memory",
     "new_objective",
     "open_run",
     "refuse_full",
@@ -151,6 +152,24 @@ def start_run(settings: Pretraining, device: str = "cpu") -> Run:
         torch.device(device),
         time.perf_counter(),
     )
+
+
+# %% book/run_folder.md#memory-that-stays 52b7602c
+import ctypes
+
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # names of settings, in malloc.h
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep the memory of freed tensors for new ones.
+
+    Returns whether it could: only glibc has the settings, mallopt(3).
+    """
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return False
+    return bool(mallopt(_MMAP_MAX, 0) and mallopt(_TRIM_THRESHOLD, -1))
 
 
 # %% book/run_folder.md#what-a-run-reads ec796d8b
@@ -294,7 +313,7 @@ def _restore(run, out):
     run.start_clock()
 
 
-# %% book/run_folder.md#opening-it a63fe37f
+# %% book/run_folder.md#opening-it 0c80a97c
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -310,11 +329,12 @@ def open_run(
 ) -> Iterator[Run]:
     """A new run in the folder `out`, or the one there, for a block.
 
-    Raises FileExistsError where a run is in the way, ValueError where
-    `resume` finds other settings, naming the fields, or no whole state,
-    FileNotFoundError where it finds no run, and BlockingIOError where
-    another process is at it. What the disk refuses in the block becomes an
-    OSError that says what is left.
+    From here on the process keeps freed memory. Raises FileExistsError
+    where a run is in the way, ValueError where `resume` finds other
+    settings, naming the fields, or no whole state, FileNotFoundError where
+    it finds no run, and BlockingIOError where another process is at it.
+    What the disk refuses in the block becomes an OSError that says what is
+    left.
     """
     out, first = Path(out), this_rank().number == 0
     if resume:
@@ -327,6 +347,7 @@ def open_run(
     ):
         if first and not resume:
             refuse_full(out)
+        keep_freed_memory()
         run = start_run(settings, device)
         if resume:
             _restore(run, out)
