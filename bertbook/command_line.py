@@ -6,7 +6,7 @@ defaults are those of the settings, and errors of one sentence.
 The page: https://bertbook.github.io/bertbook/book/command_line.html
 """
 
-# Tangled from book/command_line.md (fcdcf29a): change it there and run
+# Tangled from book/command_line.md (452bfe1e): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -127,7 +127,7 @@ def main(
         return 1
 
 
-# %% book/command_line.md#the-text-of-a-run 17689f4c
+# %% book/command_line.md#the-text-of-a-run 32ef7f62
 import json
 from pathlib import Path
 
@@ -138,11 +138,26 @@ def _tokenizer(options):
     from bertbook.pretraining_text import learn_tokenizer
     from bertbook.tokenizer import BertTokenizer
 
-    name = options.vocabulary or vars(options).get("initial")
-    if name and Path(name).is_file():
-        return BertTokenizer(name)
-    if name:
+    def load(name):
+        if Path(name).is_file():
+            return BertTokenizer(name)
         return BertTokenizer.from_pretrained(name)
+
+    if initial := vars(options).get("initial"):
+        found, other = load(initial), options.vocabulary
+        if options.vocab_size:
+            raise ValueError(
+                f"--vocab-size {options.vocab_size}, but {initial} has a "
+                "vocabulary; leave it out"
+            )
+        if other and load(other).get_vocab() != found.get_vocab():
+            raise ValueError(
+                f"{other} is not the vocabulary of {initial}; leave out "
+                "--vocabulary"
+            )
+        return found
+    if options.vocabulary:
+        return load(options.vocabulary)
     size = {"vocab_size": options.vocab_size} if options.vocab_size else {}
     return learn_tokenizer(options.corpus, **size)
 
@@ -266,7 +281,7 @@ def _ready_text(options, out, settings):
     return open_text(out)
 
 
-# %% book/command_line.md#the-run 464e7f79
+# %% book/command_line.md#the-run 66030775
 from bertbook.run_options import (
     add_pretrain_arguments,
     chosen_settings,
@@ -290,6 +305,8 @@ def run_pretrain(options: Namespace) -> int:
             size = len(text.tokenizer.get_vocab())
             least = data["model"]["vocab_size"]
             data["model"]["vocab_size"] = max(size, least)
+            if device == "cuda":  # where the kernel is always faster
+                data["model"]["attn_implementation"] = "sdpa"
             settings = settings_from(data)
         run = pretrain(
             settings,

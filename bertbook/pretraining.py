@@ -6,7 +6,7 @@ loads: one loop, a log, evaluations, and states to continue from.
 The page: https://bertbook.github.io/bertbook/book/pretraining.html
 """
 
-# Tangled from book/pretraining.md (a10b2088): change it there and run
+# Tangled from book/pretraining.md (fe3c2a9a): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -139,7 +139,7 @@ def examine(
     return record
 
 
-# %% book/pretraining.md#one-step fe4a01ab
+# %% book/pretraining.md#one-step 12a92b34
 from bertbook.objectives import accumulate
 from bertbook.optimization import set_rates, take_step, warmup_linear
 
@@ -168,7 +168,7 @@ def train_step(
         "tokens": now.tokens,
         "loss": sum(losses.values()),
         **{f"{name}_loss": value for name, value in losses.items()},
-        "rate": factor,
+        "rate_factor": factor,
         "gradient_norm": norm,
         "seconds": round(now.seconds, 3),
     }

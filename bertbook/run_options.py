@@ -6,7 +6,7 @@ each option is a field, and its default is the field's.
 The page: https://bertbook.github.io/bertbook/book/run_options.html
 """
 
-# Tangled from book/run_options.md (aba921d3): change it there and run
+# Tangled from book/run_options.md (f2d7061a): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -378,7 +378,7 @@ def given_fields(options: Namespace) -> dict:
     return given
 
 
-# %% book/run_options.md#from-words-to-settings 821af769
+# %% book/run_options.md#from-words-to-settings 888ee42a
 def chosen_settings(options: Namespace, before: dict) -> dict:
     """The settings `before`, with what a line says of them.
 
@@ -392,4 +392,9 @@ def chosen_settings(options: Namespace, before: dict) -> dict:
     length = {
         u: words[f"length.{u}"] for u in units if f"length.{u}" in words
     }
+    optimizer = data["optimization"]["optimizer"]
+    if "optimization.muon_learning_rate" in words and optimizer != "muon":
+        raise ValueError(
+            f"--muon-learning-rate with {optimizer}; give --learning-rate"
+        )
     return data | ({"length": length} if length else {})

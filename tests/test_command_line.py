@@ -366,6 +366,10 @@ WRONG = {
         "--corpus text.txt --initial gone/model",
         ["gone/model"],
     ),
+    "Muon's rate": (
+        "--corpus text.txt --optimizer adamw --muon-learning-rate 0.01",
+        ["--muon-learning-rate", "adamw", "--learning-rate"],
+    ),
     "nothing to resume": ("--resume --out empty", ["empty holds no run"]),
 }
 
@@ -389,6 +393,22 @@ def test_wrong_input_is_one_sentence(folder, kind):
     out = "" if "--out" in words else " --out never"
     done = bertbook(f"pretrain {words}{length}{out}", folder)
     refused(done, *said)
+    assert not (folder / "never/run.json").exists()
+
+
+def test_the_vocabulary_of_the_first_phase_stays(run, folder):
+    """A second phase must read with the pieces of the first."""
+    (folder / "vocab.txt").write_text(
+        "\n".join("[PAD] [UNK] [CLS] [SEP] [MASK] a b".split())
+    )
+    line = (
+        "pretrain --corpus text.txt --steps 1 --initial whole --out never"
+    )
+    for words, *said in (
+        (" --vocab-size 300", "whole has a vocabulary", "--vocab-size 300"),
+        (" --vocabulary vocab.txt", "not the vocabulary of whole"),
+    ):
+        refused(bertbook(line + words, folder), *said)
     assert not (folder / "never/run.json").exists()
 
 

@@ -3,6 +3,9 @@
 import json
 import math
 import os
+import platform
+import subprocess
+import sys
 import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -409,3 +412,52 @@ def test_progress_stops_a_run_that_waited_long_enough():
     assert run.done() == 0
     run.progress.waited = 3
     assert run.done() == 1
+
+
+COUNTING = """
+import resource, sys, tempfile
+import torch
+from bertbook.run_folder import keep_freed_memory, open_run
+from tests.test_run_folder import SETTINGS
+
+torch.set_num_threads(1)
+if sys.argv[1] == "kept":
+    print(keep_freed_memory())
+elif sys.argv[1] == "run":
+    with open_run(SETTINGS, tempfile.mkdtemp()):
+        pass
+for _ in range(4):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        torch.ones(2**24)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="no glibc")
+def test_freed_memory_is_kept_from_the_first_run_on():
+    """In fresh processes, because it cannot be taken back."""
+    faults = {}
+    for way in ("returned", "kept", "run"):
+        done = subprocess.run(
+            [sys.executable, "-c", COUNTING, way],
+            cwd=Path(__file__).parent.parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        *said, count = done.stdout.split()
+        assert said == (["True"] if way == "kept" else [])
+        faults[way] = int(count)
+    assert (
+        faults["returned"] >= 5 * 2**26 // 2**21
+    )  # in huge pages at least
+    assert 10 * max(faults["kept"], faults["run"]) < faults["returned"]
+
+
+def test_a_system_without_the_settings_says_so(monkeypatch):
+    def missing(name):
+        raise OSError(name)
+
+    monkeypatch.setattr(run_folder.ctypes, "CDLL", missing)
+    assert run_folder.keep_freed_memory() is False
