@@ -6,7 +6,7 @@ defaults are those of the settings, and errors of one sentence.
 The page: https://bertbook.github.io/bertbook/book/command_line.html
 """
 
-# Tangled from book/command_line.md (452bfe1e): change it there and run
+# Tangled from book/command_line.md (248475d8): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -127,14 +127,14 @@ def main(
         return 1
 
 
-# %% book/command_line.md#the-text-of-a-run 32ef7f62
+# %% book/command_line.md#the-text-of-a-run 91ffc2be
 import json
 from pathlib import Path
 
 from bertbook.reproducibility import write_atomically
 
 
-def _tokenizer(options):
+def _tokenizer(options, show):
     from bertbook.pretraining_text import learn_tokenizer
     from bertbook.tokenizer import BertTokenizer
 
@@ -159,7 +159,7 @@ def _tokenizer(options):
     if options.vocabulary:
         return load(options.vocabulary)
     size = {"vocab_size": options.vocab_size} if options.vocab_size else {}
-    return learn_tokenizer(options.corpus, **size)
+    return learn_tokenizer(options.corpus, show_progress=show, **size)
 
 
 # %% book/command_line.md#the-text-of-a-run 6908c1fa
@@ -173,16 +173,16 @@ def _text_of(options):
     return {name: value for name, value in told.items() if value}
 
 
-# %% book/command_line.md#the-text-of-a-run 61f7f316
+# %% book/command_line.md#the-text-of-a-run 4f03540b
 def write_text(options: Namespace, out: Path) -> None:
     """Make the text of a new run; FileExistsError where there is one."""
     from bertbook.pretraining_text import prepare_text
     from bertbook.run_folder import refuse_full
 
     refuse_full(out)
-    tokenizer = _tokenizer(options)
-    tokenizer.save_pretrained(out / "data")
     show = not options.quiet and sys.stderr.isatty()
+    tokenizer = _tokenizer(options, show)
+    tokenizer.save_pretrained(out / "data")
     prepare_text(
         options.corpus,
         out / "data",
