@@ -6,7 +6,7 @@ resumable, and reads it back as full rows without loading it.
 The page: https://bertbook.github.io/bertbook/book/token_files.html
 """
 
-# Tangled from book/token_files.md (2884d930): change it there and run
+# Tangled from book/token_files.md (4b24a780): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -292,7 +292,7 @@ def write_token_files(
     return TokenFiles(folder)
 
 
-# %% book/token_files.md#reading 3f29d252
+# %% book/token_files.md#reading b7754918
 def _open_shard(path):
     return {n: np.load(path / f"{n}.npy", mmap_mode="r") for n in _ARRAYS}
 
@@ -300,7 +300,7 @@ def _open_shard(path):
 class _Shards(Sequence):
     """The arrays of each shard, opened when it is asked for."""
 
-    def __init__(self, paths: list[Path], opened: int = 256):
+    def __init__(self, paths: list[Path], opened: int = 128):
         self.paths = paths
         self.open = lru_cache(opened)(_open_shard)
 
