@@ -6,7 +6,7 @@ cannot work, and reads and writes the published config.json.
 The page: https://bertbook.github.io/bertbook/book/config.html
 """
 
-# Tangled from book/config.md (538545b9): change it there and run
+# Tangled from book/config.md (d8700b7f): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -17,9 +17,13 @@ __all__ = [
 ]
 
 
-# %% book/config.md#the-numbers 23f37ef8
+# %% book/config.md#the-numbers 32f66104
+import json
 import math
 from dataclasses import dataclass, fields
+from pathlib import Path
+
+from bertbook.reproducibility import write_atomically
 
 
 @dataclass(frozen=True)
@@ -103,16 +107,13 @@ def _check_rates(config: _Published) -> None:
             )
 
 
-# %% book/config.md#numbers-that-cannot-work 8b142ae8
+# %% book/config.md#numbers-that-cannot-work f3cb9693
+_KINDS = [f"{n}_label_classification" for n in ("single", "multi")]
 _CHOICES = {
     "hidden_act": ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu"),
-    "problem_type": (
-        None,
-        "regression",
-        "single_label_classification",
-        "multi_label_classification",
-    ),
+    "problem_type": (None, "regression", *_KINDS),
     "layer_norm": ("post", "pre"),
+    "classifier_pooling": ("pooler", "mean"),
     "attn_implementation": ("sdpa", "eager"),
     "remove_padding": (False, True),
     "gradient_checkpointing": (False, True),
@@ -130,9 +131,8 @@ def _check_choices(config: _Published) -> None:
             )
 
 
-# %% book/config.md#numbers-that-cannot-work b5994282
-def _check_ids(config: _Published) -> None:
-    """The padding id and the labels fit what they number."""
+# %% book/config.md#numbers-that-cannot-work a160413b
+def _check_ids(config: _Published) -> None:  # and the labels
     pad, size = config.pad_token_id, config.vocab_size
     if pad is not None:
         _check_type("pad_token_id", pad, (int,), "an id such as 0, or None")
@@ -153,7 +153,6 @@ def _check_ids(config: _Published) -> None:
         )
 
 
-# %% book/config.md#numbers-that-cannot-work 620972f5
 def _default_labels(count: int) -> tuple[str, ...]:
     return tuple(f"LABEL_{index}" for index in range(count))
 
@@ -175,25 +174,7 @@ def _check_labels(labels, count: int) -> None:
         )
 
 
-# %% book/config.md#the-configuration e6eb1844
-import json
-from pathlib import Path
-
-from bertbook.reproducibility import write_atomically
-
-
-def _from_json_file(cls, path):
-    try:
-        return cls.from_dict(json.loads(Path(path).read_bytes()))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{path} is not JSON ({error}); mend it, or get it again"
-        ) from None
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{path}: {error}") from None
-
-
-# %% book/config.md#the-configuration 1094008c
+# %% book/config.md#the-configuration c64c9f67
 @dataclass(frozen=True)
 class BertConfig(_Published):
     """Everything that fixes a BERT but its weights (BERT, section 3).
@@ -203,6 +184,7 @@ class BertConfig(_Published):
     """
 
     layer_norm: str = "post"  # or "pre"
+    classifier_pooling: str = "pooler"  # or "mean", without parameters
     attn_implementation: str = "sdpa"  # or "eager", the explicit formula
     remove_padding: bool = False
     gradient_checkpointing: bool = False
@@ -217,6 +199,11 @@ class BertConfig(_Published):
         names = self.labels or _default_labels(self.num_labels)
         return dict(enumerate(names))
 
+    @property
+    def is_published(self) -> bool:
+        """Whether the published format can hold it."""
+        return all(getattr(self, k) == v for k, v in _PAPER.items())
+
     @classmethod
     def from_dict(cls, data: dict) -> "BertConfig":
         """From the published format or from this book's. ValueError names
@@ -224,8 +211,8 @@ class BertConfig(_Published):
         return cls(**_from_dict(data))
 
     def to_dict(self, published: bool = True) -> dict:
-        """In the published format, which raises ValueError where it cannot
-        hold `layer_norm`, or in this book's, which holds every field."""
+        """In the published format, which raises ValueError where it is not
+        `is_published`, or in this book's, which holds every field."""
         return _to_dict(self, published)
 
     @classmethod
@@ -239,15 +226,21 @@ class BertConfig(_Published):
         write_atomically(path, text + "\n")
 
 
-# %% book/config.md#the-published-format fb63a2bc
+# %% book/config.md#the-published-format e6517918
+# What the paper's BERT has, and the published format takes for granted.
+_PAPER = {"layer_norm": "post", "classifier_pooling": "pooler"}
+
+
 def _to_dict(config, published: bool) -> dict:
-    if published and config.layer_norm != "post":
-        raise ValueError(
-            f"layer_norm={config.layer_norm!r} has no place in the "
-            "published format, where it would be read as 'post'; write "
-            "this book's own, by to_dict(published=False) or "
-            "save_pretrained(format='bertbook')"
-        )
+    for name, only in _PAPER.items() if published else ():
+        value = getattr(config, name)
+        if value != only:
+            raise ValueError(
+                f"{name}={value!r} has no place in the published format, "
+                f"where it would be read as {only!r}; write this book's "
+                "own, by to_dict(published=False) or "
+                "save_pretrained(format='bertbook')"
+            )
     data = {
         "model_type": "bert" if published else "bertbook",
         "position_embedding_type": "absolute",
@@ -260,8 +253,18 @@ def _to_dict(config, published: bool) -> dict:
     return data
 
 
-# %% book/config.md#the-published-format 911fa550
-# What the published format can say and this book builds in one way only.
+def _from_json_file(cls, path):
+    try:
+        return cls.from_dict(json.loads(Path(path).read_bytes()))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path} is not JSON ({error}); mend it, or get it again"
+        ) from None
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{path}: {error}") from None
+
+
+# %% book/config.md#the-published-format 942ee3af
 _FIXED = {
     "position_embedding_type": "absolute",
     "is_decoder": False,
@@ -281,7 +284,7 @@ def _refuse_what_we_cannot_hold(data: dict) -> None:
             "one this book builds; choose a BERT checkpoint, or load this "
             "one with transformers.AutoModel"
         )
-    fixed = _FIXED | ({"layer_norm": "post"} if kind == "bert" else {})
+    fixed = _FIXED | (_PAPER if kind == "bert" else {})
     for key, only in fixed.items():
         value = data.get(key)
         if value is not None and value != only:
@@ -323,14 +326,11 @@ def _read_labels(data: dict) -> dict:
     return {"num_labels": count, "labels": None if unnamed else labels}
 
 
-# %% book/config.md#the-published-format 5048b8bd
-# Keys that every published file holds and that change no number here.
-_BOOKKEEPING = """
-_name_or_path architectures bos_token_id chunk_size_feed_forward dtype
-eos_token_id gradient_checkpointing id2label label2id model_type
-output_attentions output_hidden_states return_dict torch_dtype
-torchscript transformers_version use_cache
-""".split()
+# %% book/config.md#the-published-format 4fb7499a
+_BOOKKEEPING = """_name_or_path architectures bos_token_id
+chunk_size_feed_forward dtype eos_token_id gradient_checkpointing id2label
+label2id model_type output_attentions output_hidden_states return_dict
+torch_dtype torchscript transformers_version use_cache""".split()
 
 
 def _fields_of(data: dict) -> set[str]:
@@ -374,17 +374,15 @@ PRESETS = {
 }
 
 
-# %% book/config.md#counting-parameters d70fedd0
+# %% book/config.md#counting-parameters 8419a605
 def parameter_counts(config: BertConfig) -> dict[str, int]:
     """How many parameters each component of a BERT holds.
 
-    The first six are the encoder with its embeddings; `pooler`, `mlm_head`
-    and `nsp_head` come on top where a model has them. The MLM head's matrix
-    is that of the tokens and is not counted again.
+    Heads come on top where a model has them; the matrix of the MLM head is
+    that of the tokens and is not counted again.
     """
     size, layers = config.hidden_size, config.num_hidden_layers
-    inner, norm = config.intermediate_size, 2 * size
-    linear = size * size + size
+    inner, norm, linear = config.intermediate_size, 2 * size, size**2 + size
     norms = 1 + 2 * layers + (config.layer_norm == "pre")  # one more
     return {
         "tokens": config.vocab_size * size,
@@ -393,7 +391,7 @@ def parameter_counts(config: BertConfig) -> dict[str, int]:
         "attention": layers * 4 * linear,
         "feed_forward": layers * (2 * size * inner + inner + size),
         "norms": norms * norm,
-        "pooler": linear,
+        "pooler": linear * (config.classifier_pooling == "pooler"),
         "mlm_head": linear + norm + config.vocab_size,
         "nsp_head": 2 * size + 2,
     }

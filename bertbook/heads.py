@@ -6,7 +6,7 @@ sentences follow each other, and classifying texts, words and spans.
 The page: https://bertbook.github.io/bertbook/book/heads.html
 """
 
-# Tangled from book/heads.md (6ce7a93a): change it there and run
+# Tangled from book/heads.md (765b022d): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -212,9 +212,9 @@ def _classifier_dropout(config):
     return Dropout(config.classifier_dropout)
 
 
-# %% book/heads.md#texts d0021b82
+# %% book/heads.md#texts 7efde6f5
 class BertForSequenceClassification(BertWithHead):
-    """Classifies or rates a text by its first position (section 4.1)."""
+    """Classifies or rates a text by its pooled vector (section 4.1)."""
 
     def __init__(self, config: BertConfig):
         super().__init__(config)

@@ -6,12 +6,14 @@ if asked to, and checks what it is given before it computes.
 The page: https://bertbook.github.io/bertbook/book/model.html
 """
 
-# Tangled from book/model.md (460e5dbb): change it there and run
+# Tangled from book/model.md (c92399b5): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
     "BertModel",
     "BertModelOutput",
+    "MeanPooler",
+    "POOLERS",
     "Pooler",
     "check_inputs",
     "find_tokens",
@@ -33,7 +35,7 @@ from bertbook.embeddings import Embeddings
 from bertbook.encoder import Encoder
 
 
-# %% book/model.md#by-hand ba96cc7c
+# %% book/model.md#by-hand e7f050c3
 class Pooler(nn.Module):
     """tanh of a linear map of the first position, [CLS].
 
@@ -46,10 +48,33 @@ class Pooler(nn.Module):
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(
-        self, hidden: Float[Tensor, "batch seq hidden"]
+        self,
+        hidden: Float[Tensor, "batch seq hidden"],
+        attention_mask: Tensor | None = None,
     ) -> Float[Tensor, "batch hidden"]:
-        """One vector a sequence."""
+        """One vector a sequence; no mask hides [CLS]."""
         return self.dense(hidden[:, 0]).tanh()
+
+
+# %% book/model.md#by-hand 8b12f2c5
+class MeanPooler(nn.Module):
+    """The mean of the states of all tokens (Reimers and Gurevych, 2019)."""
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "batch seq hidden"],
+        attention_mask: Tensor | None = None,
+    ) -> Float[Tensor, "batch hidden"]:
+        """One vector a sequence; the mask as `BertModel` takes it."""
+        if attention_mask is None:
+            return hidden.mean(1)
+        if attention_mask.ndim == 3:  # (batch, queries, keys)
+            attention_mask = attention_mask.amax(1)
+        weights = attention_mask.to(hidden.dtype)[..., None]
+        return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
+
+
+POOLERS = {"pooler": Pooler, "mean": lambda config: MeanPooler()}
 
 
 # %% book/model.md#what-is-refused cec3a725
@@ -243,7 +268,7 @@ class BertModelOutput(NamedTuple):
     attentions: tuple[Tensor, ...] | None  # (batch, heads, seq, seq)
 
 
-# %% book/model.md#the-model 77ab19fd
+# %% book/model.md#the-model 6a7c8a5a
 class BertModel(PreTrainedModel):
     """Embeddings, encoder and pooler (Devlin et al., 2019, section 3)."""
 
@@ -251,7 +276,9 @@ class BertModel(PreTrainedModel):
         super().__init__(config)
         self.embeddings = Embeddings(config)
         self.encoder = Encoder(config)
-        self.pooler = Pooler(config) if add_pooling_layer else None
+        self.pooler = None
+        if add_pooling_layer:
+            self.pooler = POOLERS[config.classifier_pooling](config)
         self.initialise()
 
     def forward(
@@ -282,9 +309,12 @@ class BertModel(PreTrainedModel):
         if places is not None:
             size = input_ids.shape
             states = tuple(put_back(x, places, *size) for x in states)
+        pooled = None
+        if self.pooler is not None:
+            pooled = self.pooler(states[-1], attention_mask)
         return BertModelOutput(
             states[-1],
-            None if self.pooler is None else self.pooler(states[-1]),
+            pooled,
             states if output_hidden_states else None,
             encoded.attentions if output_attentions else None,
         )

@@ -105,6 +105,10 @@ WRONG = [
         dict(attn_implementation="flash"),
         "attn_implementation='flash' is not known here; give 'sdpa' or 'eager'",
     ),
+    (
+        dict(classifier_pooling="max"),
+        "classifier_pooling='max' is not known here; give 'pooler' or 'mean'",
+    ),
 ]
 WRONG_TYPES = [
     (
@@ -160,6 +164,10 @@ WRONG_TYPES = [
         "layer_norm=None is of type NoneType; give 'post' or 'pre'",
     ),
     (
+        dict(classifier_pooling=None),
+        "classifier_pooling=None is of type NoneType; give 'pooler' or 'mean'",
+    ),
+    (
         dict(attn_implementation=True),
         "attn_implementation=True is of type bool; give 'sdpa' or 'eager'",
     ),
@@ -203,6 +211,10 @@ REFUSED = [
         "quantization_config={'bits': 8} cannot be built here",
     ),
     ({"layer_norm": "pre"}, "layer_norm='pre' cannot be built here"),
+    (
+        {"classifier_pooling": "mean"},
+        "classifier_pooling='mean' cannot be built here, where classifier_pooling is always 'pooler' for model_type='bert'",
+    ),
     ({"hidden_act": "silu"}, "hidden_act='silu' is not known here"),
     (
         {"id2label": {"0": "a", "2": "b"}},
@@ -435,40 +447,59 @@ def test_both_libraries_read_each_other(drawn):
 @given(
     configs(),
     st.sampled_from(["post", "pre"]),
+    st.sampled_from(["pooler", "mean"]),
     st.sampled_from(["sdpa", "eager"]),
     st.booleans(),
     st.booleans(),
 )
 def test_our_own_format_holds_every_field(
-    drawn, norm, path, remove, recompute
+    drawn, norm, pooling, path, remove, recompute
 ):
     config = BertConfig(
         **drawn[0],
         layer_norm=norm,
+        classifier_pooling=pooling,
         attn_implementation=path,
         remove_padding=remove,
         gradient_checkpointing=recompute,
     )
     data = json.loads(json.dumps(config.to_dict(published=False)))
     assert BertConfig.from_dict(data) == config
-    published = dataclasses.replace(config, layer_norm="post").to_dict()
-    assert BertConfig.from_dict(published) == BertConfig(**drawn[0])
+    papers = dict(layer_norm="post", classifier_pooling="pooler")
+    published = dataclasses.replace(config, **papers)
+    assert published.is_published
+    assert config.is_published == (norm == "post" and pooling == "pooler")
+    assert BertConfig.from_dict(published.to_dict()) == BertConfig(
+        **drawn[0]
+    )
 
 
-def test_what_the_published_format_cannot_hold_is_not_written(tmp_path):
-    config = BertConfig(layer_norm="pre")
+@pytest.mark.parametrize(
+    "name, value, only",
+    [
+        ("layer_norm", "pre", "post"),
+        ("classifier_pooling", "mean", "pooler"),
+    ],
+)
+def test_what_the_published_format_cannot_hold_is_not_written(
+    tmp_path, name, value, only
+):
+    config = BertConfig(**{name: value})
     path = tmp_path / "config.json"
     for write in config.to_dict, lambda: config.to_json_file(path):
         with pytest.raises(
             ValueError,
-            match="^layer_norm='pre' has no place in the published format, where it would be read as 'post'; write this book's own",
+            match=f"^{name}='{value}' has no place in the published format, where it would be read as '{only}'; write this book's own",
         ):
             write()
     assert not path.exists()
 
 
-def test_transformers_refuses_our_own_format(tmp_path):
-    config = BertConfig(layer_norm="pre")
+@pytest.mark.parametrize(
+    "changes", [{"layer_norm": "pre"}, {"classifier_pooling": "mean"}]
+)
+def test_transformers_refuses_our_own_format(tmp_path, changes):
+    config = BertConfig(**changes)
     config.to_json_file(tmp_path / "config.json", published=False)
     with pytest.raises(ValueError, match="model type `bertbook`"):
         transformers.AutoConfig.from_pretrained(tmp_path)

@@ -16,7 +16,12 @@ import bertbook.heads
 from bertbook.config import BertConfig, parameter_counts
 from bertbook.heads import BertForPreTraining
 from bertbook.losses import cross_entropy, sequence_loss
-from bertbook.model import BertModel, check_inputs, operation_counts
+from bertbook.model import (
+    BertModel,
+    MeanPooler,
+    check_inputs,
+    operation_counts,
+)
 
 TINY = BertConfig(
     vocab_size=50,
@@ -249,7 +254,9 @@ def test_padding_and_order_change_nothing(dtype, path, layer_norm, data):
     order = data.draw(st.permutations(range(len(lengths))))
     longer = data.draw(st.integers(max(lengths), 16))
     ids, mask, types = rows(lengths, longer, seed=len(lengths))
+    pooling = data.draw(st.sampled_from(["pooler", "mean"]))
     options = PATHS[path] | {"layer_norm": layer_norm}
+    options |= {"classifier_pooling": pooling}
     limit = 1e-13  # with weights so large that a leak is one too
     if dtype == torch.float32:  # with weights of about the usual size
         options |= {"noise": 0.02, "initializer_range": 0.05}
@@ -265,6 +272,41 @@ def test_padding_and_order_change_nothing(dtype, path, layer_norm, data):
             alone = model(ids[here], None, types[here])
             close(together[0][here], alone.last_hidden_state, limit)
             close(together[1][row], alone.pooler_output[0], limit)
+
+
+@pytest.mark.parametrize(
+    "kind", [torch.int64, torch.int32, torch.bool, torch.uint8]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_mean_is_sentence_transformers(kind, dtype):
+    from sentence_transformers.sentence_transformer.modules import Pooling
+
+    torch.manual_seed(0)
+    hidden = torch.randn(5, 9, 8).to(dtype)
+    mask = torch.rand(5, 9) < 0.6
+    mask[3], mask[4] = True, False  # nothing is padding, and everything
+    theirs = Pooling(8, pooling_mode="mean")(
+        {"token_embeddings": hidden, "attention_mask": mask.long()}
+    )["sentence_embedding"]
+    ours = MeanPooler()(hidden, mask.to(kind))
+    assert ours.dtype == dtype
+    close(
+        ours.float(), theirs.float(), 1e-6 if dtype.itemsize > 2 else 0.02
+    )
+    assert not ours[4].any()
+    close(MeanPooler()(hidden), hidden.float().mean(1).to(dtype), 0.02)
+
+
+@pytest.mark.parametrize("path", ["sdpa", "eager"])
+def test_the_mean_of_a_model_reads_both_kinds_of_mask(path):
+    model = build(classifier_pooling="mean", **PATHS[path])
+    assert not list(model.pooler.parameters())
+    out = model(IDS, MASK)
+    for row, length in enumerate(LENGTHS):
+        mean = out.last_hidden_state[row, :length].mean(0)
+        close(out.pooler_output[row], mean)
+    spread = MASK[:, None].expand(-1, 9, -1)
+    close(model(IDS, spread).pooler_output, out.pooler_output)
 
 
 @pytest.mark.parametrize("path", PATHS)
