@@ -1,18 +1,16 @@
 """Pretraining
 
 Trains a BERT on text, from random weights to a folder that from_pretrained
-loads: one loop, a log, evaluations, and states to continue from.
+loads: rows, masks, a step, an examination, and the loop of a run.
 
 The page: https://bertbook.github.io/bertbook/book/pretraining.html
 """
 
-# Tangled from book/pretraining.md (fe3c2a9a): change it there and run
+# Tangled from book/pretraining.md (aa473fda): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
     "EXAM_ROWS",
-    "Reporter",
-    "cast_of",
     "examine",
     "guess_masked",
     "make_exam",
@@ -23,10 +21,8 @@ __all__ = [
 ]
 
 
-# %% book/pretraining.md#what-a-step-reads b25e45a8
-import math
+# %% book/pretraining.md#what-a-step-reads ba06b188
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -38,18 +34,10 @@ from torch import nn
 from bertbook.masking import Masking, Pieces, rate_at
 from bertbook.objectives import Pretraining, make_batch
 from bertbook.ranks import replicate, share_of, this_rank
-from bertbook.run_folder import Run, describe_data, open_run, save_run
+from bertbook.run_folder import Run, describe_data, open_run
+from bertbook.run_loop import cast_of
 
 
-def cast_of(settings: Pretraining, device: torch.device):
-    """A function that opens a block of products in the settings' type."""
-    if settings.dtype == "float32":
-        return nullcontext
-    kind = getattr(torch, settings.dtype)
-    return partial(torch.autocast, device.type, kind)
-
-
-# %% book/pretraining.md#what-a-step-reads 1208b4ca
 def make_parts(
     run: Run, rows, pieces: Pieces, epoch: int, examples, done: float
 ) -> list[dict]:
@@ -91,8 +79,8 @@ def make_exam(held_out, pieces: Pieces, device) -> list[dict]:
     ]
 
 
-# %% book/pretraining.md#the-examination 42537e4e
-from bertbook.training_loop import RunLog, evaluating
+# %% book/pretraining.md#the-examination 4bb93637
+from bertbook.training_loop import evaluating
 
 
 def guess_masked(
@@ -112,8 +100,9 @@ def guess_masked(
     return [tokenizer.convert_ids_to_tokens(ids) for ids in best.tolist()]
 
 
-# %% book/pretraining.md#the-examination bba9fe7a
+# %% book/pretraining.md#the-examination ca751947
 from bertbook.objectives import evaluate_masked
+from bertbook.run_loop import keep_best
 
 
 def examine(
@@ -122,113 +111,32 @@ def examine(
     """Evaluate; the best model so far goes into `out`, ready to load."""
     cast, model = cast_of(run.settings, run.device), run.objective.model
     found = evaluate_masked(run.objective, exam, cast)
-    now = run.progress
-    now.examined, now.waited = now.step, now.waited + 1
-    if found["loss"] < now.best:
-        now.best, now.waited = found["loss"], 0
-        post = run.settings.model.layer_norm == "post"
-        if this_rank().number == 0:
-            model.save_pretrained(
-                out,
-                tokenizer=tokenizer,
-                format="published" if post else "bertbook",
-            )
+    keep_best(run, found["loss"], found, tokenizer, out)
     record = {f"held_out_{name}": value for name, value in found.items()}
     if samples:
         record["samples"] = guess_masked(model, tokenizer, samples)
     return record
 
 
-# %% book/pretraining.md#one-step 12a92b34
+# %% book/pretraining.md#one-step 47070caf
 from bertbook.objectives import accumulate
-from bertbook.optimization import set_rates, take_step, warmup_linear
+from bertbook.run_loop import update
 
 
 def train_step(
     run: Run, trained: nn.Module, parts: list[dict], done: float
 ) -> dict:
-    """One step of all optimizers; returns what the log says of it.
-
-    What dropout draws depends on the seed, the step and the process only.
-    """
-    now, settings = run.progress, run.settings
-    address = [settings.seed, now.step, this_rank().number]
-    seed = np.random.SeedSequence(address).generate_state(1)
-    torch.manual_seed(int(seed[0]))
-    chosen = settings.optimization
-    factor = warmup_linear(done, chosen.warmup)
-    set_rates(run.optimizers, factor)
-    losses = accumulate(trained, parts, cast_of(settings, run.device))
-    _refuse_no_number(losses, now.step)
-    norm = take_step(run.objective, run.optimizers, chosen.clip_norm)
-    now.step += 1
-    now.tokens += settings.batch_size * settings.seq_length
-    return {
-        "step": now.step,
-        "tokens": now.tokens,
-        "loss": sum(losses.values()),
-        **{f"{name}_loss": value for name, value in losses.items()},
-        "rate_factor": factor,
-        "gradient_norm": norm,
-        "seconds": round(now.seconds, 3),
-    }
+    """`update` by a batch in parts, as `make_parts` gives it."""
+    cast = cast_of(run.settings, run.device)
+    backward = partial(accumulate, trained, parts, cast)
+    tokens = run.settings.batch_size * run.settings.seq_length
+    return update(run, backward, tokens, done)
 
 
-# %% book/pretraining.md#one-step fa489419
-def _refuse_no_number(losses, step):
-    for name, value in losses.items():
-        if not math.isfinite(value):
-            raise FloatingPointError(
-                f"the {name} loss is {value} in step {step + 1}; begin "
-                "again in another folder with a lower learning rate"
-            )
-
-
-# %% book/pretraining.md#what-is-told 4496b963
-import sys
-
-from tqdm import tqdm
-
-
-class Reporter:
-    """Writes records to the log, and shows them; one process does."""
-
-    def __init__(self, out: Path, show: bool):
-        first = this_rank().number == 0
-        self.log = RunLog(out / "log.jsonl") if first else None
-        form = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
-        seen, shows = sys.stderr.isatty(), first and show
-        self.bar = tqdm(
-            total=1, disable=not (shows and seen), bar_format=form
-        )
-        self.lines = shows and not seen
-        self.shown = {}
-
-    def __enter__(self) -> "Reporter":
-        return self
-
-    def __exit__(self, *error) -> None:
-        self.bar.close()
-        if self.log:
-            self.log.close()
-
-    def __call__(self, record: dict, done: float) -> None:
-        """Tell of one step."""
-        if self.log:
-            self.log.write(record)
-        names = "step", "loss", "held_out_loss"
-        self.shown |= {k: record[k] for k in names if k in record}
-        self.bar.set_postfix(self.shown, refresh=False)
-        self.bar.update(done - self.bar.n)
-        if self.lines and "held_out_loss" in record:
-            shown = (f"{k} {round(v, 2)}" for k, v in self.shown.items())
-            print(*shown, sep="  ", file=sys.stderr, flush=True)
-
-
-# %% book/pretraining.md#the-loop fcd99560
+# %% book/pretraining.md#the-whole-of-it fddeea3f
 from bertbook.objectives import Place, batches_from
-from bertbook.ranks import any_says, check_shares, first_says
-from bertbook.training_state import deferred_interrupt
+from bertbook.ranks import check_shares
+from bertbook.run_loop import Reporter, train
 
 
 def _compiled(objective, settings):
@@ -249,7 +157,7 @@ def _batches_left(run, rows):
     return batches_from(rows, settings.batch_size, settings.seed, place)
 
 
-# %% book/pretraining.md#the-loop 9c57197e
+# %% book/pretraining.md#the-whole-of-it 69c04f70
 def pretrain(
     settings: Pretraining,
     rows,
@@ -268,62 +176,33 @@ def pretrain(
     It holds the best model and its vocabulary, `log.jsonl`, `run.json` and
     `checkpoints/`, one every `save_every` steps; the log has guesses for
     the `samples`, texts with [MASK]. Ctrl-C saves and returns. Raises as
-    `open_run`, `save_state` and `train_step` do.
+    `open_run`, `save_state` and `update` do.
     """
     out, pieces = Path(out), Pieces.of(tokenizer)
     settings = _with_data(settings, rows, held_out, tokenizer)
     with (
         open_run(settings, out, resume, device) as run,
         Reporter(out, show_progress) as report,
-        deferred_interrupt() as end,
     ):
-        now = run.progress
         exam = make_exam(held_out, pieces, run.device)
-        look = partial(examine, run, exam, tokenizer, out, samples)
         trained = replicate(_compiled(run.objective, settings))
-        if now.examined < 0:
-            report({"step": 0} | look(), 0.0)
-        run.start_clock()
-        for place, examples in _batches_left(run, rows):
-            (done,) = first_says([run.done()])
-            if any_says(end()) or done >= 1:
-                break
+
+        def step(place, examples, done):
             read = rows, pieces, place.epoch, examples, done
-            record = train_step(run, trained, make_parts(run, *read), done)
-            now.epoch, now.batch = place
-            if now.step % settings.evaluate_every == 0:
-                record |= look()
-            report(record, done)
-            if now.step % save_every == 0:
-                save_run(run, out)
-        if done >= 1 and now.examined < now.step:
-            report({"step": now.step} | look(), done)
-        save_run(run, out)
+            return train_step(run, trained, make_parts(run, *read), done)
+
+        look = partial(examine, run, exam, tokenizer, out, samples)
+        batches = _batches_left(run, rows)
+        train(run, out, report, batches, step, look, save_every)
     return run
 
 
-# %% book/pretraining.md#trained-once 76e99bce
-import hashlib
-import json
-import re
-from importlib.util import find_spec
-
+# %% book/pretraining.md#trained-once 4716f28e
+from bertbook.objectives import rows_of
 from bertbook.pretraining_text import learn_tokenizer, prepare_text
-from bertbook.reproducibility import kept, write_atomically
-from bertbook.run_folder import settings_of
+from bertbook.run_loop import kept_run
 
 
-def _sources(module: str, found: dict[str, str]) -> dict[str, str]:
-    """The code of a module and of all that it imports from this book."""
-    path = find_spec(f"bertbook.{module}").origin
-    found[module] = Path(path).read_text("utf-8")
-    for other in re.findall(r"from bertbook\.(\w+)", found[module]):
-        if other not in found:
-            _sources(other, found)
-    return found
-
-
-# %% book/pretraining.md#trained-once a38749f6
 def pretrained(
     settings: Pretraining,
     corpus: str = "imdb",
@@ -334,31 +213,19 @@ def pretrained(
 
     Raises KeyboardInterrupt if the run was stopped; another call goes on.
     """
-    told = [settings_of(settings), corpus, vocab_size, list(samples)]
-    told += [_sources("pretraining", {}), torch.__version__]
-    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
-    out = kept(f"runs/{corpus}-{digest.hexdigest()[:16]}")
-    if not (out / "finished").exists():
-        run = _train_kept(settings, corpus, vocab_size, samples, out)
-        if run.done() < 1:
-            raise KeyboardInterrupt(f"{out} was stopped; call again")
-        write_atomically(out / "finished", "")
-    return out
 
+    def make(out, resume):
+        tokenizer = learn_tokenizer(corpus, vocab_size)
+        text = prepare_text(corpus, out / "data", tokenizer)
+        return pretrain(
+            settings,
+            rows_of(settings, text.train, tokenizer),
+            rows_of(settings, text.held_out, tokenizer, held_out=True),
+            tokenizer,
+            out,
+            resume=resume,
+            samples=samples,
+        )
 
-# %% book/pretraining.md#trained-once e45edbbe
-from bertbook.objectives import rows_of
-
-
-def _train_kept(settings, corpus, vocab_size, samples, out):
-    tokenizer = learn_tokenizer(corpus, vocab_size)
-    text = prepare_text(corpus, out / "data", tokenizer)
-    return pretrain(
-        settings,
-        rows_of(settings, text.train, tokenizer),
-        rows_of(settings, text.held_out, tokenizer, held_out=True),
-        tokenizer,
-        out,
-        resume=(out / "run.json").exists(),
-        samples=samples,
-    )
+    told = [settings, corpus, vocab_size, list(samples)]
+    return kept_run("pretraining", told, make)

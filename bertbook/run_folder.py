@@ -6,7 +6,7 @@ it again where it stopped, unless something was changed.
 The page: https://bertbook.github.io/bertbook/book/run_folder.html
 """
 
-# Tangled from book/run_folder.md (5b4d2f18): change it there and run
+# Tangled from book/run_folder.md (c228de23): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -240,12 +240,13 @@ def settings_of(settings: Pretraining) -> dict:
     return json.loads(json.dumps(asdict(settings)))
 
 
-# %% book/run_folder.md#opening-it b373041a
+# %% book/run_folder.md#opening-it 2c7a0a7d
 from bertbook.reproducibility import write_atomically
 
 _MADE = (
     "checkpoints",
     "log.jsonl",
+    "held_out.json",
     "config.json",
     "model.safetensors",
     "bertbook.safetensors",
@@ -313,8 +314,8 @@ def _restore(run, out):
     run.start_clock()
 
 
-# %% book/run_folder.md#opening-it 0c80a97c
-from collections.abc import Iterator
+# %% book/run_folder.md#opening-it f1f69d59
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
 from bertbook.training_state import naming_what_is_left, only_process
@@ -326,15 +327,16 @@ def open_run(
     out: str | Path,
     resume: bool = False,
     device: str = "cpu",
+    start: Callable[..., Run] = start_run,
 ) -> Iterator[Run]:
     """A new run in the folder `out`, or the one there, for a block.
 
-    From here on the process keeps freed memory. Raises FileExistsError
-    where a run is in the way, ValueError where `resume` finds other
-    settings, naming the fields, or no whole state, FileNotFoundError where
-    it finds no run, and BlockingIOError where another process is at it.
-    What the disk refuses in the block becomes an OSError that says what is
-    left.
+    `start(settings, device)` gives it at step 0. From here on the process
+    keeps freed memory. Raises FileExistsError where a run is in the way,
+    ValueError where `resume` finds other settings, naming the fields, or no
+    whole state, FileNotFoundError where it finds no run, and
+    BlockingIOError where another process is at it. What the disk refuses in
+    the block becomes an OSError that says what is left.
     """
     out, first = Path(out), this_rank().number == 0
     if resume:
@@ -348,7 +350,7 @@ def open_run(
         if first and not resume:
             refuse_full(out)
         keep_freed_memory()
-        run = start_run(settings, device)
+        run = start(settings, device)
         if resume:
             _restore(run, out)
         if first:

@@ -188,7 +188,7 @@ def test_the_next_line_works(run, folder):
 INTERRUPT = """
 import os, signal, sys
 from bertbook.command_line import main
-from bertbook.pretraining import Reporter
+from bertbook.run_loop import Reporter
 
 tell = Reporter.__call__
 
