@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from bertbook import pretraining
+from bertbook import pretraining, run_loop
 from bertbook.config import BertConfig
 from bertbook.masking import Masking
 from bertbook.objectives import Pretraining
@@ -159,8 +159,8 @@ def train(
     signal.signal(signal.SIGINT, signal.default_int_handler)
     watch_steps(out, at, actions[act])
     if act == "signal twice":
-        usual = pretraining.deferred_interrupt
-        pretraining.deferred_interrupt = partial(usual, apart=0.0)
+        usual = run_loop.deferred_interrupt
+        run_loop.deferred_interrupt = partial(usual, apart=0.0)
     made = die_before_change(out, die_at)
     tokenizer = BertTokenizer(Path(text, "vocab.txt"))
     train_rows, held_out = (
