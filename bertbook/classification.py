@@ -6,7 +6,7 @@ says how good its answers are, and how sure that is.
 The page: https://bertbook.github.io/bertbook/book/classification.html
 """
 
-# Tangled from book/classification.md (a935f5ee): change it there and run
+# Tangled from book/classification.md (857af8f3): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -20,15 +20,13 @@ __all__ = [
 ]
 
 
-# %% book/classification.md#a-batch a0d15df5
+# %% book/classification.md#a-batch 921a0351
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from bertbook.losses import IGNORED
-
-_PADDING = {"labels": IGNORED}
 
 
 def collate(features: Sequence[dict], pad_id: int) -> dict[str, Tensor]:
@@ -38,7 +36,7 @@ def collate(features: Sequence[dict], pad_id: int) -> dict[str, Tensor]:
     `input_ids` are padded by `pad_id`, `labels` by -100, other lists by 0;
     numbers become a vector.
     """
-    filling = _PADDING | {"input_ids": pad_id}
+    filling = {"input_ids": pad_id, "labels": IGNORED}
     longest = max(len(row["input_ids"]) for row in features)
     batch = {}
     for name, first in features[0].items():

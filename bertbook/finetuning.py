@@ -7,7 +7,7 @@ pretraining, and the best model kept.
 The page: https://bertbook.github.io/bertbook/book/finetuning.html
 """
 
-# Tangled from book/finetuning.md (5efc7397): change it there and run
+# Tangled from book/finetuning.md (4cd00505): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -177,14 +177,12 @@ def new_model(settings: Finetuning, task) -> nn.Module:
     return model
 
 
-# %% book/finetuning.md#a-run c711a3e2
-import time
+# %% book/finetuning.md#a-run 72ddcccf
 from functools import partial
 
 from torch import Tensor
 
-from bertbook.optimization import make_optimizers
-from bertbook.run_folder import Progress, Run, open_run
+from bertbook.run_folder import Run, begin, open_run
 
 
 class TaskObjective(nn.Module):
@@ -199,20 +197,13 @@ class TaskObjective(nn.Module):
         return self.task.loss(self.model, batch)
 
 
-# %% book/finetuning.md#a-run e80d7a8b
+# %% book/finetuning.md#a-run c35ba1a2
 def start_finetuning(
     settings: Finetuning, task, device: str = "cpu"
 ) -> Run:
     """The model to begin with, fresh optimizers, step 0."""
-    objective = TaskObjective(new_model(settings, task), task).to(device)
-    return Run(
-        settings,
-        objective,
-        make_optimizers(objective.model, settings.optimization),
-        Progress(),
-        torch.device(device),
-        time.perf_counter(),
-    )
+    objective = TaskObjective(new_model(settings, task), task)
+    return begin(settings, objective, device)
 
 
 # %% book/finetuning.md#a-run afd8ec46
@@ -291,7 +282,7 @@ def _look(run, asked, held_out, tokenizer, out):
     return {f"held_out_{name}": value for name, value in found.items()}
 
 
-# %% book/finetuning.md#a-run de86ade5
+# %% book/finetuning.md#a-run 7f85ea4c
 from pathlib import Path
 
 from bertbook.run_loop import Reporter, train
@@ -323,9 +314,10 @@ def finetune(
     learned = task.features(train_data, tokenizer, size, training=True)
     asked = task.features(held_out, tokenizer, size)
     settings = _filled_in(settings, task, tokenizer, learned, asked)
-    start = start_finetuning(settings, task, device)
     with (
-        open_run(settings, out, resume, device, lambda *_: start) as run,
+        open_run(
+            start_finetuning(settings, task, device), out, resume
+        ) as run,
         Reporter(out, show_progress) as report,
     ):
 

@@ -7,7 +7,7 @@ sentence what is not as it should be.
 The page: https://bertbook.github.io/bertbook/book/labelled_data.html
 """
 
-# Tangled from book/labelled_data.md (caf57782): change it there and run
+# Tangled from book/labelled_data.md (e109daa4): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -249,15 +249,13 @@ def _read_answers(table, values, labels):
     return ()
 
 
-# %% book/labelled_data.md#one-call 4f82e4a1
-import pkgutil
+# %% book/labelled_data.md#one-call 6037976c
 from pathlib import Path
 
+from bertbook.article_pairs import same_article_pairs
 from bertbook.corpora import SOURCES, SPLITS, _import_datasets, load_corpus
 
-MADE = {  # of BBC News, by a function of the split
-    "bbc_pairs": "bertbook.article_pairs:same_article_pairs",
-}
+MADE = {"bbc_pairs": same_article_pairs}  # by a function of the split
 _HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?(:[\w.-]+)?")
 
 
@@ -276,12 +274,11 @@ def _open_file(path, split):
     return table
 
 
-# %% book/labelled_data.md#one-call a17b46b5
+# %% book/labelled_data.md#one-call 9fdc1903
 def _open_source(source, split):
     """The table of a name or a path."""
     if source in MADE:
-        make = pkgutil.resolve_name(MADE[source])
-        return dataset_table(source, make(split))
+        return dataset_table(source, MADE[source](split))
     if source in SOURCES:
         return dataset_table(source, load_corpus(source, split))
     path = Path(source)

@@ -6,7 +6,7 @@ loads: rows, masks, a step, an examination, and the loop of a run.
 The page: https://bertbook.github.io/bertbook/book/pretraining.html
 """
 
-# Tangled from book/pretraining.md (aa473fda): change it there and run
+# Tangled from book/pretraining.md (2c7b91d6): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
@@ -21,7 +21,7 @@ __all__ = [
 ]
 
 
-# %% book/pretraining.md#what-a-step-reads ba06b188
+# %% book/pretraining.md#what-a-step-reads cb90006a
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -34,7 +34,7 @@ from torch import nn
 from bertbook.masking import Masking, Pieces, rate_at
 from bertbook.objectives import Pretraining, make_batch
 from bertbook.ranks import replicate, share_of, this_rank
-from bertbook.run_folder import Run, describe_data, open_run
+from bertbook.run_folder import Run, describe_data, open_run, start_run
 from bertbook.run_loop import cast_of
 
 
@@ -157,7 +157,7 @@ def _batches_left(run, rows):
     return batches_from(rows, settings.batch_size, settings.seed, place)
 
 
-# %% book/pretraining.md#the-whole-of-it 69c04f70
+# %% book/pretraining.md#the-whole-of-it d2cfa732
 def pretrain(
     settings: Pretraining,
     rows,
@@ -181,7 +181,7 @@ def pretrain(
     out, pieces = Path(out), Pieces.of(tokenizer)
     settings = _with_data(settings, rows, held_out, tokenizer)
     with (
-        open_run(settings, out, resume, device) as run,
+        open_run(start_run(settings, device), out, resume) as run,
         Reporter(out, show_progress) as report,
     ):
         exam = make_exam(held_out, pieces, run.device)

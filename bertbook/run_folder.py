@@ -6,12 +6,13 @@ it again where it stopped, unless something was changed.
 The page: https://bertbook.github.io/bertbook/book/run_folder.html
 """
 
-# Tangled from book/run_folder.md (c228de23): change it there and run
+# Tangled from book/run_folder.md (e10d9071): change it there and run
 # `make tangle`, or change it here and run `make sync`.
 
 __all__ = [
     "Progress",
     "Run",
+    "begin",
     "describe_data",
     "keep_freed_memory",
     "new_objective",
@@ -140,10 +141,10 @@ class Run:
         return settings.length.progress(now.step, now.tokens, now.seconds)
 
 
-# %% book/run_folder.md#a-run-in-memory 1610da02
-def start_run(settings: Pretraining, device: str = "cpu") -> Run:
-    """Fresh weights, fresh optimizers, step 0."""
-    objective = new_objective(settings).to(device)
+# %% book/run_folder.md#a-run-in-memory 4161e84b
+def begin(settings, objective: nn.Module, device: str = "cpu") -> Run:
+    """Fresh optimizers for `objective.model`, step 0."""
+    objective.to(device)
     return Run(
         settings,
         objective,
@@ -152,6 +153,11 @@ def start_run(settings: Pretraining, device: str = "cpu") -> Run:
         torch.device(device),
         time.perf_counter(),
     )
+
+
+def start_run(settings: Pretraining, device: str = "cpu") -> Run:
+    """A pretraining run with fresh weights, at step 0."""
+    return begin(settings, new_objective(settings), device)
 
 
 # %% book/run_folder.md#memory-that-stays 52b7602c
@@ -314,8 +320,8 @@ def _restore(run, out):
     run.start_clock()
 
 
-# %% book/run_folder.md#opening-it f1f69d59
-from collections.abc import Callable, Iterator
+# %% book/run_folder.md#opening-it 3296fb8e
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 from bertbook.training_state import naming_what_is_left, only_process
@@ -323,24 +329,20 @@ from bertbook.training_state import naming_what_is_left, only_process
 
 @contextmanager
 def open_run(
-    settings: Pretraining,
-    out: str | Path,
-    resume: bool = False,
-    device: str = "cpu",
-    start: Callable[..., Run] = start_run,
+    run: Run, out: str | Path, resume: bool = False
 ) -> Iterator[Run]:
-    """A new run in the folder `out`, or the one there, for a block.
+    """Keep `run`, at step 0, in the folder `out` for a block.
 
-    `start(settings, device)` gives it at step 0. From here on the process
-    keeps freed memory. Raises FileExistsError where a run is in the way,
-    ValueError where `resume` finds other settings, naming the fields, or no
-    whole state, FileNotFoundError where it finds no run, and
+    With `resume` it first becomes what it was there. From here on the
+    process keeps freed memory. Raises FileExistsError where a run is in the
+    way, ValueError where `resume` finds other settings, naming the fields,
+    or no whole state, FileNotFoundError where it finds no run, and
     BlockingIOError where another process is at it. What the disk refuses in
     the block becomes an OSError that says what is left.
     """
     out, first = Path(out), this_rank().number == 0
     if resume:
-        _check_settings(out, settings)
+        _check_settings(out, run.settings)
     elif first:
         _make_folder(out)
     with (
@@ -350,7 +352,6 @@ def open_run(
         if first and not resume:
             refuse_full(out)
         keep_freed_memory()
-        run = start(settings, device)
         if resume:
             _restore(run, out)
         if first:

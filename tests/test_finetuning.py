@@ -7,15 +7,16 @@ differ.
 
 import logging
 import math
-import multiprocessing
 import random
 import signal
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import finetuning_driver
 import numpy as np
 import pytest
+import test_resume
 import torch
 import transformers
 from finetuning_driver import (
@@ -33,7 +34,16 @@ from finetuning_driver import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from test_resume import files_of, lines_in, log_of, newest, state_of
+from test_resume import (
+    LIMIT,
+    assert_same,
+    files_of,
+    lines_in,
+    log_of,
+    newest,
+    order_of,
+    state_of,
+)
 
 from bertbook import finetuning, run_loop
 from bertbook.classification import Classification, class_logits, collate
@@ -44,9 +54,6 @@ from bertbook.ranks import Rank
 from bertbook.tokenizer import BertTokenizer
 from bertbook.training_loop import read_log
 
-LIMIT = 120  # seconds, in which any run here must end
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["bertbook.finetuning", "torch._dynamo"])
 TASK = Classification(LABELS)
 
 
@@ -585,52 +592,12 @@ def test_one_that_was_stopped_goes_on(start, shelf, monkeypatch):
 # A run that dies
 
 
-def launch(out, start, **options):
-    process = PROCESSES.Process(
-        target=finetuning_driver.train_aside,
-        args=(str(out), str(start), options),
-    )
-    process.start()
-    return process
-
-
-def attempt(out, start, **options):
-    """The status of a run, and what it said."""
-    process = launch(out, start, **options)
-    process.join(LIMIT)
-    return process.exitcode, Path(f"{out}.said").read_text()
-
-
-def finish(out, start, **options):
-    status, said = attempt(out, start, **options)
-    assert status == 0, said
-    return said
-
-
-def go_on(out, start, **options):
-    there = (Path(out) / "run.json").exists()
-    return finish(out, start, resume=there, **options)
-
-
-def order_of(out):
-    """What each step read; made again, it read the same."""
-    order = {}
-    for line in Path(f"{out}.order").read_text().splitlines():
-        step, read = line.split()
-        assert order.setdefault(int(step), read) == read
-    return order
-
-
-def assert_same(out, reference):
-    bits, facts = state_of(out)
-    expected_bits, expected_facts = state_of(reference)
-    assert bits.keys() == expected_bits.keys()
-    for name, value in bits.items():
-        assert value == expected_bits[name], name
-    assert facts == expected_facts
-    assert log_of(out) == log_of(reference)
-    assert order_of(out) == order_of(reference)
-    assert files_of(out) == files_of(reference)
+# As `test_resume` runs them, with another driver.
+ASIDE = {"target": finetuning_driver.train_aside}
+launch = partial(test_resume.start, **ASIDE)
+attempt = partial(test_resume.attempt, **ASIDE)
+finish = partial(test_resume.finish, **ASIDE)
+go_on = partial(test_resume.resume_to_the_end, **ASIDE)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import pickle
-import socket
 from pathlib import Path
 
 import pytest
@@ -22,21 +21,10 @@ from bertbook.labelled_data import (
     read_labelled,
 )
 
+pytestmark = pytest.mark.usefixtures("no_network")
 CHARACTERS = st.characters(exclude_categories=["Cs"])
 TEXTS = st.text(CHARACTERS, max_size=20).filter(str.strip)
 NAMES = st.text(CHARACTERS, max_size=9).map(str.strip).filter(bool)
-
-
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch):
-    """Every attempt to resolve or connect fails."""
-
-    def refuse(*arguments, **named):
-        raise OSError("no network in this test")
-
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """Text for pretraining: any file, folder or name, or a sentence."""
 
 import json
-import socket
 
 import pytest
 from hypothesis import given
@@ -20,22 +19,11 @@ from bertbook.token_files import PackedRows
 from bertbook.tokenizer import BertTokenizer
 from bertbook.vocabulary import trained_vocabulary
 
+pytestmark = pytest.mark.usefixtures("no_network")
 TEXTS = [
     f"Film number {n} is good. It takes {n * 7 % 90} minutes."
     for n in range(120)
 ]
-
-
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch):
-    """Every attempt to resolve or connect fails."""
-
-    def refuse(*arguments, **named):
-        raise OSError("no network in this test")
-
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
 @pytest.fixture(scope="module")

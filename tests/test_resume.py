@@ -59,10 +59,10 @@ def text(tmp_path_factory):
     return folder
 
 
-def start(out, text, **options):
+def start(out, text, target=resume_driver.train_aside, **options):
+    """A process that trains in `out` on what is in `text`."""
     process = PROCESSES.Process(
-        target=resume_driver.train_aside,
-        args=(str(out), str(text), options),
+        target=target, args=(str(out), str(text), options)
     )
     process.start()
     return process

@@ -57,7 +57,7 @@ def train_a_little(run, steps):
 
 def begin(out, settings=SETTINGS, steps=3):
     """A run in `out` with a state after `steps`, and its log."""
-    with open_run(settings, out) as run:
+    with open_run(start_run(settings), out) as run:
         records = [json.dumps({"step": step}) for step in range(steps + 1)]
         (out / "log.jsonl").write_text("\n".join(records) + "\n")
         train_a_little(run, steps)
@@ -69,7 +69,7 @@ def refused(error, settings, out, **options):
     """The sentence of the refusal; nothing in the folder has changed."""
     before = contents(out)
     with pytest.raises(error) as caught:
-        with open_run(settings, out, **options):
+        with open_run(start_run(settings), out, **options):
             pass
     assert contents(out) == before
     said = str(caught.value)
@@ -136,7 +136,7 @@ def test_a_small_budget_has_no_dropout_unless_asked():
 def test_a_run_is_opened_where_it_was_left(tmp_path):
     out = tmp_path / "a" / "b"
     run = begin(out)
-    with open_run(SETTINGS, out, resume=True) as again:
+    with open_run(start_run(SETTINGS), out, resume=True) as again:
         assert again.progress == run.progress
         assert again.progress.records == 4
         train_a_little(run, 2)
@@ -149,11 +149,13 @@ def test_a_run_is_opened_where_it_was_left(tmp_path):
 
 def test_the_clock_goes_on_from_where_it_was(tmp_path):
     settings = replace(SETTINGS, length=Length(minutes=10))
-    with open_run(settings, tmp_path / "run") as run:
+    with open_run(start_run(settings), tmp_path / "run") as run:
         run.began -= 120
         assert 0.2 <= run.done() < 0.25
         save_run(run, tmp_path / "run")
-    with open_run(settings, tmp_path / "run", resume=True) as run:
+    with open_run(
+        start_run(settings), tmp_path / "run", resume=True
+    ) as run:
         assert 0.2 <= run.done() < 0.25
 
 
@@ -190,13 +192,13 @@ def test_a_folder_with_other_things_is_used(tmp_path):
 @pytest.mark.parametrize("resume", [True, False])
 def test_a_run_killed_before_its_first_state_begins_again(tmp_path, resume):
     """After run.json there may be nothing, or half of another file."""
-    with open_run(SETTINGS, tmp_path) as run:
+    with open_run(start_run(SETTINGS), tmp_path) as run:
         weights = run.objective.state_dict()
     (tmp_path / "run.json.abcd1234").write_text("{")
     (tmp_path / "log.jsonl.abcd_234").write_text("{")
     if resume:
         (tmp_path / "log.jsonl").write_text('{"step": 0}\n{"ste')
-    with open_run(SETTINGS, tmp_path, resume=resume) as again:
+    with open_run(start_run(SETTINGS), tmp_path, resume=resume) as again:
         assert again.progress == Progress()
         for name, value in again.objective.state_dict().items():
             assert torch.equal(weights[name], value)
@@ -207,10 +209,10 @@ def test_a_run_killed_before_its_first_state_begins_again(tmp_path, resume):
 
 
 def test_a_run_that_never_began_may_begin_with_other_settings(tmp_path):
-    with open_run(SETTINGS, tmp_path):
+    with open_run(start_run(SETTINGS), tmp_path):
         pass
     other = replace(SETTINGS, seed=9)
-    with open_run(other, tmp_path):
+    with open_run(start_run(other), tmp_path):
         pass
     kept = json.loads((tmp_path / "run.json").read_text())
     assert kept == settings_of(other)
@@ -318,7 +320,9 @@ def test_no_right_to_write(read_only):
     assert "run.json" in said and "Permission denied" in said
     assert "no state was saved" in said
     with pytest.raises(OSError) as caught:
-        with open_run(SETTINGS, read_only / "run", resume=True) as run:
+        with open_run(
+            start_run(SETTINGS), read_only / "run", resume=True
+        ) as run:
             run.progress.step += 1
             save_run(run, read_only / "run")
     assert "Permission denied" in str(caught.value)
@@ -327,10 +331,10 @@ def test_no_right_to_write(read_only):
 
 def test_a_second_opening_is_refused_while_the_first_lasts(tmp_path):
     begin(tmp_path)
-    with open_run(SETTINGS, tmp_path, resume=True):
+    with open_run(start_run(SETTINGS), tmp_path, resume=True):
         said = refused(BlockingIOError, SETTINGS, tmp_path, resume=True)
         assert "another process" in said
-    with open_run(SETTINGS, tmp_path, resume=True):
+    with open_run(start_run(SETTINGS), tmp_path, resume=True):
         pass
 
 
@@ -340,17 +344,17 @@ def test_a_refusal_gives_the_lock_back(tmp_path):
     errors = []
     for settings, resume in ((SETTINGS, False), (other, True)):
         try:
-            with open_run(settings, tmp_path, resume):
+            with open_run(start_run(settings), tmp_path, resume):
                 pass
         except (OSError, ValueError) as error:
             errors.append(error)  # with its frames
-    with open_run(SETTINGS, tmp_path, resume=True):
+    with open_run(start_run(SETTINGS), tmp_path, resume=True):
         assert len(errors) == 2
 
 
 def test_errors_of_the_block_pass(tmp_path):
     with pytest.raises(FloatingPointError, match="^the loss$"):
-        with open_run(SETTINGS, tmp_path):
+        with open_run(start_run(SETTINGS), tmp_path):
             raise FloatingPointError("the loss")
 
 
@@ -361,15 +365,15 @@ def test_other_ranks_read_and_do_not_write(tmp_path, monkeypatch, resume):
         begin(tmp_path)
     monkeypatch.setattr(run_folder, "this_rank", lambda: Rank(1, 2))
     before = contents(tmp_path)
-    with open_run(SETTINGS, tmp_path, resume) as run:
+    with open_run(start_run(SETTINGS), tmp_path, resume) as run:
         assert run.progress.step == (3 if resume else 0)
         save_run(run, tmp_path)
     assert contents(tmp_path) == before
     monkeypatch.undo()
     if not resume:
-        with open_run(SETTINGS, tmp_path):
+        with open_run(start_run(SETTINGS), tmp_path):
             monkeypatch.setattr(run_folder, "this_rank", lambda: Rank(1, 2))
-            with open_run(SETTINGS, tmp_path):
+            with open_run(start_run(SETTINGS), tmp_path):
                 pass
 
 
@@ -417,14 +421,14 @@ def test_progress_stops_a_run_that_waited_long_enough():
 COUNTING = """
 import resource, sys, tempfile
 import torch
-from bertbook.run_folder import keep_freed_memory, open_run
+from bertbook.run_folder import keep_freed_memory, open_run, start_run
 from tests.test_run_folder import SETTINGS
 
 torch.set_num_threads(1)
 if sys.argv[1] == "kept":
     print(keep_freed_memory())
 elif sys.argv[1] == "run":
-    with open_run(SETTINGS, tempfile.mkdtemp()):
+    with open_run(start_run(SETTINGS), tempfile.mkdtemp()):
         pass
 for _ in range(4):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
