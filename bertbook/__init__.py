@@ -6,8 +6,8 @@ run, and the package that is tangled from it.
 The page: https://bertbook.github.io/bertbook/book/index.html
 """
 
-# Tangled from book/index.md (48f3e459): change it there and run
-# `make tangle`, or change it here and run `make sync`.
+# Tangled from book/index.md (8535f01c): edit it there and run
+# `make tangle`, or edit it here and run `make sync`.
 
 # %% book/index.md#the-public-names bdbe2a55
 _HOME = {

@@ -1,16 +1,17 @@
-"""The command line
+"""Commands for trained models
 
-Trains a BERT by one line in a shell: sub-commands in a table, options whose
-defaults are those of the settings, and errors of one sentence.
+Fine-tunes, scores and calls models from a shell: seven commands of a few
+lines each.
 
-The page: https://bertbook.github.io/bertbook/book/command_line.html
+The page: https://bertbook.github.io/bertbook/book/commands.html
 """
 
-# Tangled from book/command_line.md (056d7921): change it there and run
-# `make tangle`, or change it here and run `make sync`.
+# Tangled from book/commands.md (ce45a6c7): edit it there and run
+# `make tangle`, or edit it here and run `make sync`.
 
-# %% book/command_line.md#the-run ff34874d
+# %% book/commands.md#the-whole-table 02692e78
 from bertbook.command_line import main
+from bertbook.commands import COMMANDS
 
 if __name__ == "__main__" and "__file__" in globals():
-    raise SystemExit(main())
+    raise SystemExit(main(commands=COMMANDS))

@@ -7,8 +7,8 @@ away.
 The page: https://bertbook.github.io/bertbook/book/article_pairs.html
 """
 
-# Tangled from book/article_pairs.md (c6471547): change it there and run
-# `make tangle`, or change it here and run `make sync`.
+# Tangled from book/article_pairs.md (29104a30): edit it there and run
+# `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
     "PAIRS_AN_ARTICLE",

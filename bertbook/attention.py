@@ -6,8 +6,8 @@ their scaled products, masks, and many heads at once.
 The page: https://bertbook.github.io/bertbook/book/attention.html
 """
 
-# Tangled from book/attention.md (6785f172): change it there and run
-# `make tangle`, or change it here and run `make sync`.
+# Tangled from book/attention.md (ea96d502): edit it there and run
+# `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
     "SelfAttention",

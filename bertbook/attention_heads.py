@@ -7,8 +7,8 @@ and what is lost when one is switched off.
 The page: https://bertbook.github.io/bertbook/book/attention_heads.html
 """
 
-# Tangled from book/attention_heads.md (fb19d746): change it there and run
-# `make tangle`, or change it here and run `make sync`.
+# Tangled from book/attention_heads.md (5ac55390): edit it there and run
+# `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
     "ablate_heads",

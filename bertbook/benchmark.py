@@ -7,8 +7,8 @@ matrix-product rate each of them uses.
 The page: https://bertbook.github.io/bertbook/book/benchmark.html
 """
 
-# Tangled from book/benchmark.md (2d372a99): change it there and run
-# `make tangle`, or change it here and run `make sync`.
+# Tangled from book/benchmark.md (b5df4f89): edit it there and run
+# `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
     "DTYPES",

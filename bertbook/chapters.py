@@ -6,8 +6,8 @@ cells, each with its options and its line, and refuses what would not run.
 The page: https://bertbook.github.io/bertbook/book/chapters.html
 """
 
-# Tangled from book/chapters.md (6c1a3456): change it there and run
-# `make tangle`, or change it here and run `make sync`.
+# Tangled from book/chapters.md (37dbbb41): edit it there and run
+# `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
     "Cell",

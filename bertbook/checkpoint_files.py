@@ -7,8 +7,8 @@ vocabulary; replaced as a whole or not at all, and never a pickle.
 The page: https://bertbook.github.io/bertbook/book/checkpoint_files.html
 """
 
-# Tangled from book/checkpoint_files.md (7d4c1e1e): change it there and run
-# `make tangle`, or change it here and run `make sync`.
+# Tangled from book/checkpoint_files.md (48978b88): edit it there and run
+# `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
     "STEMS",

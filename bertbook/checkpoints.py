@@ -6,8 +6,8 @@ and writes a model so that others can load it.
 The page: https://bertbook.github.io/bertbook/book/checkpoints.html
 """
 
-# Tangled from book/checkpoints.md (b0df521b): change it there and run
-# `make tangle`, or change it here and run `make sync`.
+# Tangled from book/checkpoints.md (227241d9): edit it there and run
+# `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
     "PreTrainedModel",

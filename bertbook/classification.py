@@ -6,8 +6,8 @@ says how good its answers are, and how sure that is.
 The page: https://bertbook.github.io/bertbook/book/classification.html
 """
 
-# Tangled from book/classification.md (857af8f3): change it there and run
-# `make tangle`, or change it here and run `make sync`.
+# Tangled from book/classification.md (f8065e5a): edit it there and run
+# `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
     "Classification",

@@ -6,8 +6,8 @@ defaults are those of the settings, and errors of one sentence.
 The page: https://bertbook.github.io/bertbook/book/command_line.html
 """
 
-# Tangled from book/command_line.md (248475d8): change it there and run
-# `make tangle`, or change it here and run `make sync`.
+# Tangled from book/command_line.md (b196235b): edit it there and run
+# `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
     "COMMANDS",

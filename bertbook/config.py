@@ -6,8 +6,8 @@ cannot work, and reads and writes the published config.json.
 The page: https://bertbook.github.io/bertbook/book/config.html
 """
 
-# Tangled from book/config.md (d8700b7f): change it there and run
-# `make tangle`, or change it here and run `make sync`.
+# Tangled from book/config.md (2a875d13): edit it there and run
+# `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
     "BertConfig",

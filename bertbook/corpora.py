@@ -8,8 +8,8 @@ datasets.Dataset.
 The page: https://bertbook.github.io/bertbook/book/corpora.html
 """
 
-# Tangled from book/corpora.md (a6a2fedb): change it there and run
-# `make tangle`, or change it here and run `make sync`.
+# Tangled from book/corpora.md (67d25055): edit it there and run
+# `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
     "SOURCES",

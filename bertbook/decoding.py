@@ -6,8 +6,8 @@ character of the original.
 The page: https://bertbook.github.io/bertbook/book/decoding.html
 """
 
-# Tangled from book/decoding.md (8b43f423): change it there and run
-# `make tangle`, or change it here and run `make sync`.
+# Tangled from book/decoding.md (db0209c7): edit it there and run
+# `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
     "BatchEncoding",

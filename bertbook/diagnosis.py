@@ -6,8 +6,8 @@ text before training, and what went wrong in a run after it.
 The page: https://bertbook.github.io/bertbook/book/diagnosis.html
 """
 
-# Tangled from book/diagnosis.md (4fb62c13): change it there and run
-# `make tangle`, or change it here and run `make sync`.
+# Tangled from book/diagnosis.md (d2b6b811): edit it there and run
+# `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
     "Curves",

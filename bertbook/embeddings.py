@@ -6,8 +6,8 @@ sentences it is in, added and normalised.
 The page: https://bertbook.github.io/bertbook/book/embeddings.html
 """
 
-# Tangled from book/embeddings.md (1a73a2b8): change it there and run
-# `make tangle`, or change it here and run `make sync`.
+# Tangled from book/embeddings.md (6c2882fc): edit it there and run
+# `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
     "Dropout",

@@ -6,8 +6,8 @@ and a LayerNorm, and returns what every layer saw.
 The page: https://bertbook.github.io/bertbook/book/encoder.html
 """
 
-# Tangled from book/encoder.md (ed48536b): change it there and run
-# `make tangle`, or change it here and run `make sync`.
+# Tangled from book/encoder.md (b80c42ee): edit it there and run
+# `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
     "ACTIVATIONS",

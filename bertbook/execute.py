@@ -6,8 +6,8 @@ chapter and the line where one fails.
 The page: https://bertbook.github.io/bertbook/book/execute.html
 """
 
-# Tangled from book/execute.md (89841a4b): change it there and run
-# `make tangle`, or change it here and run `make sync`.
+# Tangled from book/execute.md (8a391e7b): edit it there and run
+# `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
     "STORE",

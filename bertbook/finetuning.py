@@ -7,8 +7,8 @@ pretraining, and the best model kept.
 The page: https://bertbook.github.io/bertbook/book/finetuning.html
 """
 
-# Tangled from book/finetuning.md (4cd00505): change it there and run
-# `make tangle`, or change it here and run `make sync`.
+# Tangled from book/finetuning.md (c1a7efb6): edit it there and run
+# `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
     "Finetuning",
@@ -85,7 +85,7 @@ def _usual():
     return Optimization("adamw", 1e-4, betas=(0.9, 0.999), warmup=0.1)
 
 
-# %% book/finetuning.md#the-settings-of-a-run 0c43439b
+# %% book/finetuning.md#the-settings-of-a-run afb8a534
 @dataclass(frozen=True)
 class Finetuning:
     """Everything that decides what a fine-tuning computes.
@@ -104,7 +104,7 @@ class Finetuning:
     dropout: float | None = None  # None: as in `initial`
     reinitialised: int = 0  # top layers that are drawn anew
     fresh: bool = False  # draw everything anew: a control
-    dtype: str = "float32"  # of matrix products; or "bfloat16"
+    dtype: str = "bfloat16"  # of matrix products; or "float32"
     evaluate_every: int | None = None  # steps; None: once an epoch
     patience: int | None = None  # evaluations without progress
     seed: int = 0

@@ -6,8 +6,8 @@ and in the modules that it imports, and makes one key of it.
 The page: https://bertbook.github.io/bertbook/book/freshness.html
 """
 
-# Tangled from book/freshness.md (bac022be): change it there and run
-# `make tangle`, or change it here and run `make sync`.
+# Tangled from book/freshness.md (80b215bb): edit it there and run
+# `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
     "chapter_key",

@@ -6,8 +6,8 @@ sentences follow each other, and classifying texts, words and spans.
 The page: https://bertbook.github.io/bertbook/book/heads.html
 """
 
-# Tangled from book/heads.md (765b022d): change it there and run
-# `make tangle`, or change it here and run `make sync`.
+# Tangled from book/heads.md (ca222fc8): edit it there and run
+# `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
     "BertForMaskedLM",

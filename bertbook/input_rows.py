@@ -6,8 +6,8 @@ into windows, and padding to one length.
 The page: https://bertbook.github.io/bertbook/book/input_rows.html
 """
 
-# Tangled from book/input_rows.md (5b455a89): change it there and run
-# `make tangle`, or change it here and run `make sync`.
+# Tangled from book/input_rows.md (247dc453): edit it there and run
+# `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
     "RowRules",

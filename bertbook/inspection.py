@@ -7,8 +7,8 @@ on a page.
 The page: https://bertbook.github.io/bertbook/book/inspection.html
 """
 
-# Tangled from book/inspection.md (743e205b): change it there and run
-# `make tangle`, or change it here and run `make sync`.
+# Tangled from book/inspection.md (d3471208): edit it there and run
+# `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
     "Captured",

@@ -7,8 +7,8 @@ lets no file run anything.
 The page: https://bertbook.github.io/bertbook/book/label_files.html
 """
 
-# Tangled from book/label_files.md (9c20b042): change it there and run
-# `make tangle`, or change it here and run `make sync`.
+# Tangled from book/label_files.md (22ed6ef9): edit it there and run
+# `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
     "FORMATS",

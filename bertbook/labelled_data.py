@@ -7,8 +7,8 @@ sentence what is not as it should be.
 The page: https://bertbook.github.io/bertbook/book/labelled_data.html
 """
 
-# Tangled from book/labelled_data.md (e109daa4): change it there and run
-# `make tangle`, or change it here and run `make sync`.
+# Tangled from book/labelled_data.md (3b180ff8): edit it there and run
+# `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
     "ALIASES",
@@ -249,13 +249,17 @@ def _read_answers(table, values, labels):
     return ()
 
 
-# %% book/labelled_data.md#one-call 6037976c
+# %% book/labelled_data.md#one-call c7722b65
 from pathlib import Path
 
 from bertbook.article_pairs import same_article_pairs
+from bertbook.cloze_questions import cloze_questions
 from bertbook.corpora import SOURCES, SPLITS, _import_datasets, load_corpus
 
-MADE = {"bbc_pairs": same_article_pairs}  # by a function of the split
+MADE = {  # of BBC News, by a function of the split
+    "bbc_pairs": same_article_pairs,
+    "bbc_cloze": cloze_questions,
+}
 _HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?(:[\w.-]+)?")
 
 

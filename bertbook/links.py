@@ -6,8 +6,8 @@ that every identifier in code and prose can be a link.
 The page: https://bertbook.github.io/bertbook/book/links.html
 """
 
-# Tangled from book/links.md (b132869b): change it there and run
-# `make tangle`, or change it here and run `make sync`.
+# Tangled from book/links.md (2ef2777c): edit it there and run
+# `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
     "definitions",

@@ -6,8 +6,8 @@ will become of every tensor: loaded, left out, drawn anew, or refused.
 The page: https://bertbook.github.io/bertbook/book/loading_report.html
 """
 
-# Tangled from book/loading_report.md (c5449333): change it there and run
-# `make tangle`, or change it here and run `make sync`.
+# Tangled from book/loading_report.md (db31c0b2): edit it there and run
+# `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
     "CheckpointError",

@@ -6,8 +6,8 @@ only where a label stands.
 The page: https://bertbook.github.io/bertbook/book/losses.html
 """
 
-# Tangled from book/losses.md (c44033ae): change it there and run
-# `make tangle`, or change it here and run `make sync`.
+# Tangled from book/losses.md (b6423b71): edit it there and run
+# `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
     "IGNORED",

@@ -6,8 +6,8 @@ pure function of the seed, the epoch and the number of the row.
 The page: https://bertbook.github.io/bertbook/book/masking.html
 """
 
-# Tangled from book/masking.md (d46cd7fe): change it there and run
-# `make tangle`, or change it here and run `make sync`.
+# Tangled from book/masking.md (68382faf): edit it there and run
+# `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
     "MaskedRows",

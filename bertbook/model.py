@@ -6,8 +6,8 @@ if asked to, and checks what it is given before it computes.
 The page: https://bertbook.github.io/bertbook/book/model.html
 """
 
-# Tangled from book/model.md (c92399b5): change it there and run
-# `make tangle`, or change it here and run `make sync`.
+# Tangled from book/model.md (6e1ed4b5): edit it there and run
+# `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
     "BertModel",

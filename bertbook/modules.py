@@ -6,8 +6,8 @@ everywhere, and names every cell that a module could not hold.
 The page: https://bertbook.github.io/bertbook/book/modules.html
 """
 
-# Tangled from book/modules.md (32358e3b): change it there and run
-# `make tangle`, or change it here and run `make sync`.
+# Tangled from book/modules.md (8934f197): edit it there and run
+# `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
     "Book",
@@ -216,7 +216,7 @@ def _public_names(cells: list[Cell]) -> list[str]:
     return sorted(name for name in names if not name.startswith("_"))
 
 
-# %% book/modules.md#a-module-byte-by-byte 09b5c542
+# %% book/modules.md#a-module-byte-by-byte 6c998839
 def _header(book: Book, name: str, cells: list[Cell]) -> str:
     stem = name.removesuffix(".py")
     pages = {page.path: page for page in book.chapters}
@@ -230,8 +230,8 @@ def _header(book: Book, name: str, cells: list[Cell]) -> str:
     exports = f"\n\n__all__ = [\n{public}]\n" if public else ""
     return (
         f'"""{text}"""\n\n'
-        f"# Tangled from {page.path} (00000000): change it there and run\n"
-        "# `make tangle`, or change it here and run `make sync`." + exports
+        f"# Tangled from {page.path} (00000000): edit it there and run\n"
+        "# `make tangle`, or edit it here and run `make sync`." + exports
     )
 
 

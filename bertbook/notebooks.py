@@ -6,8 +6,8 @@ addresses where readers can start it.
 The page: https://bertbook.github.io/bertbook/book/notebooks.html
 """
 
-# Tangled from book/notebooks.md (bd8c917a): change it there and run
-# `make tangle`, or change it here and run `make sync`.
+# Tangled from book/notebooks.md (cf70144c): edit it there and run
+# `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
     "INSTALL",

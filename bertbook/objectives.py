@@ -6,8 +6,8 @@ adds up gradients so that neither parts nor processes change them.
 The page: https://bertbook.github.io/bertbook/book/objectives.html
 """
 
-# Tangled from book/objectives.md (256d56f6): change it there and run
-# `make tangle`, or change it here and run `make sync`.
+# Tangled from book/objectives.md (6deb7325): edit it there and run
+# `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
     "MaskedPieces",

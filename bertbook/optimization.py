@@ -7,8 +7,8 @@ rises and falls.
 The page: https://bertbook.github.io/bertbook/book/optimization.html
 """
 
-# Tangled from book/optimization.md (4aa26182): change it there and run
-# `make tangle`, or change it here and run `make sync`.
+# Tangled from book/optimization.md (acc18b9f): edit it there and run
+# `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
     "BertAdam",

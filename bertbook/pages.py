@@ -7,8 +7,8 @@ work.
 The page: https://bertbook.github.io/bertbook/book/pages.html
 """
 
-# Tangled from book/pages.md (9b2d3809): change it there and run
-# `make tangle`, or change it here and run `make sync`.
+# Tangled from book/pages.md (4cdf4d67): edit it there and run
+# `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
     "API",

@@ -7,8 +7,8 @@ is worth.
 The page: https://bertbook.github.io/bertbook/book/performance.html
 """
 
-# Tangled from book/performance.md (b7e6a12c): change it there and run
-# `make tangle`, or change it here and run `make sync`.
+# Tangled from book/performance.md (e3dfebb8): edit it there and run
+# `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
     "ASIDES",

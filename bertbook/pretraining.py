@@ -6,8 +6,8 @@ loads: rows, masks, a step, an examination, and the loop of a run.
 The page: https://bertbook.github.io/bertbook/book/pretraining.html
 """
 
-# Tangled from book/pretraining.md (2c7b91d6): change it there and run
-# `make tangle`, or change it here and run `make sync`.
+# Tangled from book/pretraining.md (2db9301f): edit it there and run
+# `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
     "EXAM_ROWS",

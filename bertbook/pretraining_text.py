@@ -6,8 +6,8 @@ trains a vocabulary, and writes both parts as token files.
 The page: https://bertbook.github.io/bertbook/book/pretraining_text.html
 """
 
-# Tangled from book/pretraining_text.md (24e65e7c): change it there and run
-# `make tangle`, or change it here and run `make sync`.
+# Tangled from book/pretraining_text.md (0cfe326a): edit it there and run
+# `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
     "HELD_OUT",

@@ -7,8 +7,8 @@ the answer is the classifier's own memory.
 The page: https://bertbook.github.io/bertbook/book/probing.html
 """
 
-# Tangled from book/probing.md (e55883ba): change it there and run
-# `make tangle`, or change it here and run `make sync`.
+# Tangled from book/probing.md (f6b7368c): edit it there and run
+# `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
     "LabelledWords",

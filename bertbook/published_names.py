@@ -6,8 +6,8 @@ names of this book, in both directions, without changing a number.
 The page: https://bertbook.github.io/bertbook/book/published_names.html
 """
 
-# Tangled from book/published_names.md (040175a9): change it there and run
-# `make tangle`, or change it here and run `make sync`.
+# Tangled from book/published_names.md (e4ba8c42): edit it there and run
+# `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
     "BUFFERS",

@@ -6,8 +6,8 @@ what they count; with one process nothing happens.
 The page: https://bertbook.github.io/bertbook/book/ranks.html
 """
 
-# Tangled from book/ranks.md (8c052865): change it there and run
-# `make tangle`, or change it here and run `make sync`.
+# Tangled from book/ranks.md (cde85148): edit it there and run
+# `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
     "PATIENCE",

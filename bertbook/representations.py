@@ -7,8 +7,8 @@ topic, and where one word becomes two meanings.
 The page: https://bertbook.github.io/bertbook/book/representations.html
 """
 
-# Tangled from book/representations.md (c0fbbf1c): change it there and run
-# `make tangle`, or change it here and run `make sync`.
+# Tangled from book/representations.md (a43ffbaf): edit it there and run
+# `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
     "SENSES",

@@ -7,8 +7,8 @@ budget that scales what a page trains.
 The page: https://bertbook.github.io/bertbook/book/reproducibility.html
 """
 
-# Tangled from book/reproducibility.md (63d02665): change it there and run
-# `make tangle`, or change it here and run `make sync`.
+# Tangled from book/reproducibility.md (1a24c409): edit it there and run
+# `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
     "budget",

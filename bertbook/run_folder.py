@@ -6,8 +6,8 @@ it again where it stopped, unless something was changed.
 The page: https://bertbook.github.io/bertbook/book/run_folder.html
 """
 
-# Tangled from book/run_folder.md (e10d9071): change it there and run
-# `make tangle`, or change it here and run `make sync`.
+# Tangled from book/run_folder.md (4cb51826): edit it there and run
+# `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
     "Progress",

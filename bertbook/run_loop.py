@@ -6,8 +6,8 @@ pretraining and fine-tuning have in common.
 The page: https://bertbook.github.io/bertbook/book/run_loop.html
 """
 
-# Tangled from book/run_loop.md (032f5106): change it there and run
-# `make tangle`, or change it here and run `make sync`.
+# Tangled from book/run_loop.md (66eca641): edit it there and run
+# `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
     "Reporter",

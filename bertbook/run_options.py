@@ -6,8 +6,8 @@ each option is a field, and its default is the field's.
 The page: https://bertbook.github.io/bertbook/book/run_options.html
 """
 
-# Tangled from book/run_options.md (f2d7061a): change it there and run
-# `make tangle`, or change it here and run `make sync`.
+# Tangled from book/run_options.md (fbface84): edit it there and run
+# `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
     "PRESET",

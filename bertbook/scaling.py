@@ -7,8 +7,8 @@ compiler take you.
 The page: https://bertbook.github.io/bertbook/book/scaling.html
 """
 
-# Tangled from book/scaling.md (75a62633): change it there and run
-# `make tangle`, or change it here and run `make sync`.
+# Tangled from book/scaling.md (f92bef84): edit it there and run
+# `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
     "ACCELERATORS",

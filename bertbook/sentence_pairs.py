@@ -6,8 +6,8 @@ next sentence, and for ALBERT's, which of the two came first.
 The page: https://bertbook.github.io/bertbook/book/sentence_pairs.html
 """
 
-# Tangled from book/sentence_pairs.md (e52e5497): change it there and run
-# `make tangle`, or change it here and run `make sync`.
+# Tangled from book/sentence_pairs.md (f964654f): edit it there and run
+# `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
     "Documents",

@@ -6,8 +6,8 @@ transformers, and trains with both for the same minutes on the same text.
 The page: https://bertbook.github.io/bertbook/book/side_by_side.html
 """
 
-# Tangled from book/side_by_side.md (e438284d): change it there and run
-# `make tangle`, or change it here and run `make sync`.
+# Tangled from book/side_by_side.md (136b3282): edit it there and run
+# `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
     "CONTESTS",

@@ -6,8 +6,8 @@ package back into the chapters, and refuses to guess when both have changed.
 The page: https://bertbook.github.io/bertbook/book/tangle.html
 """
 
-# Tangled from book/tangle.md (d99eb0ac): change it there and run
-# `make tangle`, or change it here and run `make sync`.
+# Tangled from book/tangle.md (d3bd3ff7): edit it there and run
+# `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
     "Piece",

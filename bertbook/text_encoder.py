@@ -6,8 +6,8 @@ engine, by computing the pieces of each word only once.
 The page: https://bertbook.github.io/bertbook/book/text_encoder.html
 """
 
-# Tangled from book/text_encoder.md (faaa3c2b): change it there and run
-# `make tangle`, or change it here and run `make sync`.
+# Tangled from book/text_encoder.md (f730bc89): edit it there and run
+# `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
     "EngineEncoder",

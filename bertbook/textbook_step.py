@@ -7,8 +7,8 @@ same numbers as this book's, and costs more.
 The page: https://bertbook.github.io/bertbook/book/textbook_step.html
 """
 
-# Tangled from book/textbook_step.md (c1c59898): change it there and run
-# `make tangle`, or change it here and run `make sync`.
+# Tangled from book/textbook_step.md (41a9c61f): edit it there and run
+# `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
     "Everywhere",

@@ -6,8 +6,8 @@ resumable, and reads it back as full rows without loading it.
 The page: https://bertbook.github.io/bertbook/book/token_files.html
 """
 
-# Tangled from book/token_files.md (4b24a780): change it there and run
-# `make tangle`, or change it here and run `make sync`.
+# Tangled from book/token_files.md (ba808bb5): edit it there and run
+# `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
     "PackedRows",

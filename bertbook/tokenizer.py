@@ -6,8 +6,8 @@ back into text, with the names and results of the transformers library.
 The page: https://bertbook.github.io/bertbook/book/tokenizer.html
 """
 
-# Tangled from book/tokenizer.md (f60359c6): change it there and run
-# `make tangle`, or change it here and run `make sync`.
+# Tangled from book/tokenizer.md (676da789): edit it there and run
+# `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
     "BertTokenizer",

@@ -6,8 +6,8 @@ refuses a damaged file with a sentence that names the file and the line.
 The page: https://bertbook.github.io/bertbook/book/tokenizer_files.html
 """
 
-# Tangled from book/tokenizer_files.md (a0a6c002): change it there and run
-# `make tangle`, or change it here and run `make sync`.
+# Tangled from book/tokenizer_files.md (65f35e51): edit it there and run
+# `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
     "SPECIAL_TOKENS",

@@ -7,8 +7,8 @@ are made here: shape checks, batches, a run log, and files of tensors.
 The page: https://bertbook.github.io/bertbook/book/training_loop.html
 """
 
-# Tangled from book/training_loop.md (b637a520): change it there and run
-# `make tangle`, or change it here and run `make sync`.
+# Tangled from book/training_loop.md (0fd7ed15): edit it there and run
+# `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
     "RunLog",

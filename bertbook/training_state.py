@@ -6,8 +6,8 @@ the newest whole one counts, so that a killed run loses minutes, not days.
 The page: https://bertbook.github.io/bertbook/book/training_state.html
 """
 
-# Tangled from book/training_state.md (37466737): change it there and run
-# `make tangle`, or change it here and run `make sync`.
+# Tangled from book/training_state.md (4eaed563): edit it there and run
+# `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
     "cut_log",

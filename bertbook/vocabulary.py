@@ -8,8 +8,8 @@ whatever order they come.
 The page: https://bertbook.github.io/bertbook/book/vocabulary.html
 """
 
-# Tangled from book/vocabulary.md (f3deb71c): change it there and run
-# `make tangle`, or change it here and run `make sync`.
+# Tangled from book/vocabulary.md (7a2e5cce): edit it there and run
+# `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
     "Merge",

@@ -6,8 +6,8 @@ doing so while you write.
 The page: https://bertbook.github.io/bertbook/book/weave.html
 """
 
-# Tangled from book/weave.md (0a0953ba): change it there and run
-# `make tangle`, or change it here and run `make sync`.
+# Tangled from book/weave.md (7fbb0e1b): edit it there and run
+# `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
     "FRAME",

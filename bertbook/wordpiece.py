@@ -6,8 +6,8 @@ vocabulary by the greedy longest match, in quadratic and in linear time.
 The page: https://bertbook.github.io/bertbook/book/wordpiece.html
 """
 
-# Tangled from book/wordpiece.md (cc71ed60): change it there and run
-# `make tangle`, or change it here and run `make sync`.
+# Tangled from book/wordpiece.md (2f5272d3): edit it there and run
+# `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
     "BasicTokenizer",

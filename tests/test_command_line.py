@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from bertbook.command_line import COMMANDS, Command, main, make_parser
+from bertbook.commands import COMMANDS as EVERY_COMMAND
 from bertbook.config import PRESETS, BertConfig
 from bertbook.heads import BertForMaskedLM, BertForPreTraining
 from bertbook.objectives import Pretraining
@@ -621,8 +622,12 @@ def test_the_lines_of_the_readme_can_be_read():
     )
     assert any("--minutes" in line for line in lines)
     assert any("--resume" in line for line in lines)
+    kinds = {"pretrain", "finetune", "predict", "answer"}
+    assert {line.split()[0] for line in lines} == kinds
     for line in lines:
-        assert read(line).command == "pretrain"
+        words = shlex.split(line)
+        parser = make_parser(EVERY_COMMAND, words)
+        assert parser.parse_args(words).command == words[0]
 
 
 def test_the_example_of_the_help_can_be_read(tmp_path):

@@ -406,7 +406,10 @@ def test_a_run_is_the_usual_loop(start, tokenizer, tmp_path, pooling):
     task = Classification(LABELS, pooling=pooling)
     # Keys have biases of no effect; `eps` is above their noise.
     chosen = dict(
-        dropout=0.0, length=Length(steps=20), optimization={"eps": 1e-4}
+        dtype="float32",
+        dropout=0.0,
+        length=Length(steps=20),
+        optimization={"eps": 1e-4},
     )
     run = tune(start, tmp_path / "run", task, **chosen)
     features = task.features(make_data(TEXTS, 0), tokenizer, 12)
@@ -717,14 +720,14 @@ def test_killed_before_a_change_of_a_file(start, reference, tmp_path):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"dtype": "bfloat16"},
+        {"dtype": "float32"},
         {"pooling": "pooler", "reinitialised": 1},
         {"optimization": {"optimizer": "bert_adam"}},
         {"optimization": {"optimizer": "muon"}, "fresh": True},
         {"patience": 2, "optimization": {"learning_rate": 0.5}},
         {"evaluate_every": None, "epochs": 1.5, "batch_size": 7},
     ],
-    ids=["bfloat16", "pooler", "bert_adam", "muon", "patience", "epochs"],
+    ids=["float32", "pooler", "bert_adam", "muon", "patience", "epochs"],
 )
 def test_other_settings_resume_exactly(start, tmp_path, changes):
     finish(tmp_path / "whole", start, **changes)

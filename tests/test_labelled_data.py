@@ -696,3 +696,8 @@ def test_any_bytes_are_rows_or_a_sentence(folder, data, ending, task):
         assert str(path) in str(error) and "\n" not in str(error)
     else:
         assert len(found.rows) > 0
+
+
+def test_the_questions_by_name():
+    found = read_labelled("bbc_cloze", "answer", "test")
+    assert found.labels == () and len(found.rows) > 100

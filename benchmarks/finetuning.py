@@ -1,0 +1,241 @@
+"""Record fine-tuned classifiers beside their controls, over seeds.
+
+    python benchmarks/finetuning.py --start "an hour=runs/hour" \
+        "ten minutes=runs/ten"
+
+Each folder after `--start` is a model of `python -m bertbook pretrain`;
+all-MiniLM-L6-v2 is always there, and each shape also with weights drawn
+anew. The parts are, and `--only` names some of them:
+
+    full      Rotten Tomatoes, all of its training sentences
+    labels    the same from fewer sentences
+    recipe    the recipe with one thing changed, from 1,000 sentences
+    topics    BBC News, whole articles: cut short, and read in windows
+    pairs     are two excerpts from the same article of BBC News?
+
+Writes book/results/finetuning.json after each run, and goes on with what
+it lacks.
+"""
+
+import argparse
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+
+from bertbook.checkpoint_files import find_checkpoint
+from bertbook.classification import Classification
+from bertbook.finetuning import Finetuning, finetune
+from bertbook.heads import BertForSequenceClassification
+from bertbook.inference import Classifier
+from bertbook.labelled_data import read_labelled
+from bertbook.reproducibility import read_run, record_run
+from bertbook.tokenizer import BertTokenizer
+from bertbook.training_loop import read_log
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORD = ROOT / "book" / "results" / "finetuning.json"
+MINILM = "all-MiniLM-L6-v2"
+SEEDS = 0, 1, 2
+SPLITS = "train", "validation", "test"
+COUNTS = 100, 300, 1000, 3000
+PARTS = "full", "labels", "recipe", "topics", "pairs"
+MEMORY = {}
+
+
+def read(source, task):
+    """The three splits, read once."""
+    if (source, task) not in MEMORY:
+        MEMORY[source, task] = {
+            split: read_labelled(source, task, split) for split in SPLITS
+        }
+    return MEMORY[source, task]
+
+
+def fewer(data, count, seed):
+    """The same data with `count` training rows, drawn by the seed."""
+    rows = data["train"].rows.shuffle(seed=seed).select(range(count))
+    return data | {"train": data["train"]._replace(rows=rows)}
+
+
+def right_share(data, said):
+    return float(np.mean(np.array(data["test"].rows["label"][:]) == said))
+
+
+def by_words(data):
+    """Test accuracy of TF-IDF and logistic regression."""
+
+    def texts(split):
+        rows = data[split].rows
+        if "text_pair" not in rows.column_names:
+            return rows["text"][:]
+        both = zip(rows["text"][:], rows["text_pair"][:])
+        return [f"{one} {other}" for one, other in both]
+
+    model = make_pipeline(
+        TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True),
+        LogisticRegression(C=3, max_iter=1000),
+    )
+    model.fit(texts("train"), data["train"].rows["label"][:])
+    return right_share(data, model.predict(texts("test")))
+
+
+def by_model(settings, data, pooling="mean", windows=False):
+    """Test accuracy of one run, and its seconds.
+
+    With `windows` also the accuracy of the mean over windows of each text.
+    """
+    tokenizer = BertTokenizer.from_pretrained(settings.initial)
+    task = Classification(data["train"].labels, pooling=pooling)
+    with tempfile.TemporaryDirectory() as folder:
+        out, start = Path(folder) / "run", time.perf_counter()
+        held_out = data["validation"]
+        finetune(settings, task, data["train"], held_out, tokenizer, out)
+        seconds = time.perf_counter() - start
+        model = BertForSequenceClassification.from_pretrained(out)
+        log = read_log(out / "log.jsonl")
+    test = data["test"]
+    features = task.features(test, tokenizer, settings.max_length)
+    found = {
+        "accuracy": task.evaluate(model, features, test)["accuracy"],
+        "seconds": round(seconds, 1),
+        "last_loss": next(r["loss"] for r in log[::-1] if "loss" in r),
+    }
+    if windows:
+        classify = Classifier(
+            model, tokenizer, long="average", max_length=settings.max_length
+        )
+        said = [each["label"] for each in classify(test.rows["text"][:])]
+        numbers = np.array([test.labels.index(label) for label in said])
+        found["windows"] = right_share(data, numbers)
+    return found
+
+
+def usual(initial, task="classify", **changes):
+    return replace(Finetuning(task, str(initial)), **changes)
+
+
+RECIPES = {
+    "the recipe": {},
+    "no bias correction": dict(optimizer="bert_adam"),
+    "no warm-up": dict(warmup=0.0),
+    "rate 2e-5": dict(learning_rate=2e-5),
+    "rate 5e-4": dict(learning_rate=5e-4),
+    "one epoch": dict(epochs=1),
+    "six epochs": dict(epochs=6),
+    "two new layers": dict(reinitialised=2),
+    "the pooler": dict(pooling="pooler"),
+}
+
+
+def recipe_run(changes, seed):
+    """A run of 1,000 sentences with one thing changed."""
+    data = fewer(read("rotten_tomatoes", "classify"), 1000, seed)
+    settings, changes = usual(MINILM, seed=seed), dict(changes)
+    pooling = changes.pop("pooling", "mean")
+    own = {k: v for k, v in changes.items() if hasattr(settings, k)}
+    rest = {k: v for k, v in changes.items() if k not in own}
+    optimization = replace(settings.optimization, **rest)
+    settings = replace(settings, optimization=optimization, **own)
+    return by_model(settings, data, pooling)
+
+
+def plan(starts):
+    """Every run as (part, name, labels, seed) and a function."""
+    films = read("rotten_tomatoes", "classify")
+    yield ("full", "TF-IDF", None, 0), lambda: {"accuracy": by_words(films)}
+    shapes = set()
+    for name, initial in starts.items():
+        shape = (find_checkpoint(initial) / "config.json").read_text()
+        for fresh in (False,) if shape in shapes else (False, True):
+            shapes.add(shape)
+            label = f"{name}, drawn anew" if fresh else name
+            for seed in SEEDS:
+                settings = usual(initial, seed=seed, fresh=fresh)
+                yield (
+                    ("full", label, None, seed),
+                    lambda s=settings: by_model(s, films),
+                )
+    for count in COUNTS:
+        for seed in SEEDS:
+            some = fewer(films, count, seed)
+            key = "labels", "TF-IDF", count, seed
+            yield key, lambda d=some: {"accuracy": by_words(d)}
+            for name, initial in starts.items():
+                epochs = 10 if count < 1000 else 3
+                settings = usual(initial, seed=seed, epochs=epochs)
+                yield (
+                    ("labels", name, count, seed),
+                    lambda s=settings, d=some: by_model(s, d),
+                )
+    for name, changes in RECIPES.items():
+        for seed in SEEDS:
+            yield (
+                ("recipe", name, 1000, seed),
+                lambda c=changes, s=seed: recipe_run(c, s),
+            )
+    yield from plan_articles()
+
+
+def plan_articles():
+    news = read("bbc_news", "classify")
+    yield (
+        ("topics", "TF-IDF", None, 0),
+        lambda: {"accuracy": by_words(news)},
+    )
+    for length in 128, 512:
+        for seed in SEEDS:
+            settings = usual(
+                MINILM,
+                seed=seed,
+                max_length=length,
+                batch_size=16,
+                epochs=2,
+            )
+            yield (
+                ("topics", f"cut to {length}", None, seed),
+                lambda s=settings: by_model(s, news, windows=True),
+            )
+    pairs = read("bbc_pairs", "pairs")
+    yield (
+        ("pairs", "TF-IDF", None, 0),
+        lambda: {"accuracy": by_words(pairs)},
+    )
+    for seed in SEEDS:
+        settings = usual(MINILM, "pairs", seed=seed)
+        yield (
+            ("pairs", "MiniLM", None, seed),
+            lambda s=settings: by_model(s, pairs),
+        )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "--start", nargs="*", default=[], help="NAME=FOLDER"
+    )
+    parser.add_argument("--only", nargs="*", default=PARTS, choices=PARTS)
+    parser.add_argument("--record", default=RECORD)
+    options = parser.parse_args()
+    starts = {"MiniLM": MINILM}
+    starts |= dict(each.split("=", 1) for each in options.start)
+    rows = []
+    if Path(options.record).exists():
+        rows = read_run(options.record)["metrics"]["rows"]
+    names = "part", "name", "labels", "seed"
+    there = {tuple(row[name] for name in names) for row in rows}
+    for key, run in plan(starts):
+        if key[0] not in options.only or key in there:
+            continue
+        rows.append(dict(zip(names, key)) | run())
+        print(*key, rows[-1]["accuracy"], flush=True)
+        record_run(options.record, {"rows": rows})
+
+
+if __name__ == "__main__":
+    main()
