@@ -13,8 +13,8 @@ anew. The parts are, and `--only` names some of them:
     topics    BBC News, whole articles: cut short, and read in windows
     pairs     are two excerpts from the same article of BBC News?
 
-Writes book/results/finetuning.json after each run, and goes on with what
-it lacks.
+Writes book/results/finetuning_PART.json after each run, and goes on with
+what it lacks.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from bertbook.tokenizer import BertTokenizer
 from bertbook.training_loop import read_log
 
 ROOT = Path(__file__).resolve().parent.parent
-RECORD = ROOT / "book" / "results" / "finetuning.json"
+RESULTS = ROOT / "book" / "results"
 MINILM = "all-MiniLM-L6-v2"
 SEEDS = 0, 1, 2
 SPLITS = "train", "validation", "test"
@@ -116,12 +116,18 @@ def by_model(settings, data, pooling="mean", windows=False):
     return found
 
 
+LAST = 10**6  # no evaluation before the end: the last model is the one
+
+
 def usual(initial, task="classify", **changes):
-    return replace(Finetuning(task, str(initial)), **changes)
+    return replace(
+        Finetuning(task, str(initial), evaluate_every=LAST), **changes
+    )
 
 
 RECIPES = {
     "the recipe": {},
+    "the best epoch": dict(evaluate_every=None),
     "no bias correction": dict(optimizer="bert_adam"),
     "no warm-up": dict(warmup=0.0),
     "rate 2e-5": dict(learning_rate=2e-5),
@@ -220,21 +226,25 @@ def main():
         "--start", nargs="*", default=[], help="NAME=FOLDER"
     )
     parser.add_argument("--only", nargs="*", default=PARTS, choices=PARTS)
-    parser.add_argument("--record", default=RECORD)
+    parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     starts = {"MiniLM": MINILM}
     starts |= dict(each.split("=", 1) for each in options.start)
-    rows = []
-    if Path(options.record).exists():
-        rows = read_run(options.record)["metrics"]["rows"]
+    rows = {part: [] for part in options.only}
+    for part in rows:
+        if (record := options.results / f"finetuning_{part}.json").exists():
+            rows[part] = read_run(record)["metrics"]["rows"]
     names = "part", "name", "labels", "seed"
-    there = {tuple(row[name] for name in names) for row in rows}
     for key, run in plan(starts):
-        if key[0] not in options.only or key in there:
+        part = rows.get(key[0])
+        if part is None or key in [
+            tuple(r[n] for n in names) for r in part
+        ]:
             continue
-        rows.append(dict(zip(names, key)) | run())
-        print(*key, rows[-1]["accuracy"], flush=True)
-        record_run(options.record, {"rows": rows})
+        part.append(dict(zip(names, key)) | run())
+        print(*key, part[-1]["accuracy"], flush=True)
+        record = options.results / f"finetuning_{key[0]}.json"
+        record_run(record, {"rows": part})
 
 
 if __name__ == "__main__":
