@@ -120,9 +120,11 @@ LAST = 10**6  # no evaluation before the end: the last model is the one
 
 
 def usual(initial, task="classify", **changes):
-    return replace(
-        Finetuning(task, str(initial), evaluate_every=LAST), **changes
-    )
+    settings = Finetuning(task, str(initial), evaluate_every=LAST)
+    if initial != MINILM:  # smaller: the better rate on the validation set
+        higher = replace(settings.optimization, learning_rate=3e-4)
+        settings = replace(settings, optimization=higher)
+    return replace(settings, **changes)
 
 
 RECIPES = {
@@ -155,18 +157,19 @@ def plan(starts):
     """Every run as (part, name, labels, seed) and a function."""
     films = read("rotten_tomatoes", "classify")
     yield ("full", "TF-IDF", None, 0), lambda: {"accuracy": by_words(films)}
-    shapes = set()
-    for name, initial in starts.items():
-        shape = (find_checkpoint(initial) / "config.json").read_text()
-        for fresh in (False,) if shape in shapes else (False, True):
-            shapes.add(shape)
-            label = f"{name}, drawn anew" if fresh else name
-            for seed in SEEDS:
-                settings = usual(initial, seed=seed, fresh=fresh)
-                yield (
-                    ("full", label, None, seed),
-                    lambda s=settings: by_model(s, films),
-                )
+    shapes = {
+        (find_checkpoint(initial) / "config.json").read_text(): name
+        for name, initial in starts.items()
+    }
+    anew = [(name, True) for name in reversed(shapes.values())]
+    for name, fresh in [(name, False) for name in starts] + anew:
+        label = f"{name}, drawn anew" if fresh else name
+        for seed in SEEDS:
+            settings = usual(starts[name], seed=seed, fresh=fresh)
+            yield (
+                ("full", label, None, seed),
+                lambda s=settings: by_model(s, films),
+            )
     for count in COUNTS:
         for seed in SEEDS:
             some = fewer(films, count, seed)
