@@ -1,12 +1,12 @@
 """Training a reader
 
 Trains a model to answer questions, lets it be silent where there is no
-answer, and scores it as SQuAD does, beside rules that read nothing.
+answer, and scores it as SQuAD does, beside rules that cannot read.
 
 The page: https://bertbook.github.io/bertbook/book/answering.html
 """
 
-# Tangled from book/answering.md (3d2911e7): edit it there and run
+# Tangled from book/answering.md (82e78a84): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -78,11 +78,11 @@ def score_answers(
     }
 
 
-# %% book/answering.md#the-threshold 171a395f
+# %% book/answering.md#the-threshold f7c2723a
 def tune_threshold(
     guesses: Sequence[Guess], answers: Sequence[Sequence[str]]
 ) -> float:
-    """The threshold with the best F1 on questions that are not the test."""
+    """The threshold with the best F1 here; never give test questions."""
     return choose_threshold(
         [guess.margin for guess in guesses],
         [best_match(token_f1, g.text, a) for g, a in zip(guesses, answers)],
@@ -127,7 +127,7 @@ def _labelled_windows(task, rows, tokenizer, max_length, training):
     ]
 
 
-# %% book/answering.md#the-task 6c72948b
+# %% book/answering.md#the-task dae4a67e
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -167,7 +167,7 @@ class Answering:
         return model(**batch).loss
 
     def evaluate(self, model: nn.Module, features, labelled) -> dict:
-        """`score_answers` with the `threshold`, which is in it."""
+        """What `score_answers` finds, and the `threshold` that it used."""
         contexts = labelled.rows["context"][:]
         read = read_answers(model, features, contexts, self.longest)
         guesses = [best[0] for best in read]

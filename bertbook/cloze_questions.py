@@ -1,13 +1,13 @@
 """Cloze questions
 
 Makes questions and answers from news articles: a name or a number is cut
-out of the sentence that sums an article up, and the rest of the article is
-asked for it.
+out of the title or the first sentence of an article, and the rest of the
+article is asked for it.
 
 The page: https://bertbook.github.io/bertbook/book/cloze_questions.html
 """
 
-# Tangled from book/cloze_questions.md (f6e4e01d): edit it there and run
+# Tangled from book/cloze_questions.md (63e85796): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 
-# %% book/cloze_questions.md#names-and-numbers ba43fb5e
+# %% book/cloze_questions.md#names-and-numbers e6e67b32
 import re
 
 _WORD = r"[A-Z][\w&]*(?:['-][A-Z][\w&]*)*"
@@ -48,7 +48,7 @@ _CANDIDATE = re.compile(f"{_NAME}|{_NUMBER}")
 
 
 def candidate_spans(text: str) -> list[tuple[int, int]]:
-    """Where runs of words with capitals, and numbers, start and end."""
+    """The start and end of each run of words with capitals or number."""
     spans = (match.span() for match in _CANDIDATE.finditer(text))
     return [
         (start, end)
@@ -57,7 +57,7 @@ def candidate_spans(text: str) -> list[tuple[int, int]]:
     ]
 
 
-# %% book/cloze_questions.md#names-and-numbers d27fa5e0
+# %% book/cloze_questions.md#names-and-numbers b284a715
 def _begins_sentence(text, start):
     before = text[:start].rstrip(" ")
     return not before or before[-1] in ".!?:\n\"'-"
@@ -66,8 +66,8 @@ def _begins_sentence(text, start):
 def find_names(text: str) -> list[tuple[int, int]]:
     """`candidate_spans` without words whose capital is a sentence's.
 
-    A lone word at the start of a sentence stays if it has a capital inside
-    some other sentence of `text`.
+    A lone word at the start of a sentence stays if `text` has it with a
+    capital inside a sentence, too.
     """
     spans = candidate_spans(text)
     sure = {
@@ -96,10 +96,13 @@ def find_places(
     ]
 
 
-# %% book/cloze_questions.md#where-the-answer-stands e736c804
+# %% book/cloze_questions.md#where-the-answer-stands c7582feb
+BLANK = "[MASK]"  # where the answer was
+
+
 def words_of(text: str) -> frozenset[str]:
-    """The words of `text` in lower case, each once."""
-    return frozenset(re.findall(r"\w+", text.lower()))
+    """The words of `text` in lower case, each once; `BLANK` is none."""
+    return frozenset(re.findall(r"\w+", text.replace(BLANK, " ").lower()))
 
 
 def sort_places(
@@ -107,7 +110,7 @@ def sort_places(
 ) -> list[int]:
     """`places`, those among most words of `question` first.
 
-    Looks as far as the question is long, to both sides.
+    Looks as many characters to both sides as the question is long.
     """
     asked, reach = words_of(question), len(question)
 
@@ -119,11 +122,9 @@ def sort_places(
     return sorted(places, key=lambda place: -shared(place))
 
 
-# %% book/cloze_questions.md#the-questions-of-an-article e4ed5eaf
+# %% book/cloze_questions.md#the-questions-of-an-article 7021052b
 from collections.abc import Iterator
 from typing import NamedTuple
-
-BLANK = "[MASK]"
 
 
 class Article(NamedTuple):
@@ -137,14 +138,14 @@ class Article(NamedTuple):
 
 
 def split_article(row: dict) -> Article:
-    """A row of `bbc_news` without its first sentence."""
+    """The article of a row of `bbc_news`."""
     first = row["sentences"][0][0]
     rest = row["text"].removeprefix(first).strip()
     summaries = row["title"], first
     return Article(row["id"], row["label"], summaries, rest, words_of(rest))
 
 
-# %% book/cloze_questions.md#the-questions-of-an-article c242b821
+# %% book/cloze_questions.md#the-questions-of-an-article 4c3b4c4d
 from bertbook.corpora import canonical
 
 
@@ -153,7 +154,7 @@ class Cloze(NamedTuple):
 
     question: str
     answer: str
-    places: list[int]  # where it starts in the context
+    places: list[int]  # where it starts in the context, likeliest first
 
 
 def _mentions(answer, summary):
@@ -176,7 +177,7 @@ def article_questions(article: Article) -> Iterator[Cloze]:
                 yield Cloze(question, answer, places)
 
 
-# %% book/cloze_questions.md#questions-without-an-answer fe7b1556
+# %% book/cloze_questions.md#questions-without-an-answer cce9d080
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -194,7 +195,10 @@ def similar_article(
     others: Sequence[Article],
     weights: dict[str, float],
 ) -> Article | None:
-    """The one of its topic most like the question, without the answer."""
+    """The one of its topic most like the question, without the answer.
+
+    None where each has all words of the answer.
+    """
     asked, answer = words_of(cloze.question), words_of(cloze.answer)
 
     def likeness(other):
@@ -314,14 +318,14 @@ def most_frequent(question: str, context: str) -> str:
     return names.most_common(1)[0][0] if names else ""
 
 
-# %% book/cloze_questions.md#readers-that-cannot-read 80e06d86
+# %% book/cloze_questions.md#readers-that-cannot-read 94588cb8
 from bisect import bisect_left
 
 
 def sliding_window(question: str, context: str) -> str:
     """The name or number among most words of the question, or "".
 
-    Richardson et al. (2013), algorithm 1, once a candidate.
+    Richardson et al. (2013), algorithm 1, at each candidate.
     """
     asked = words_of(question)
     found = list(re.finditer(r"\w+", context))

@@ -6,7 +6,7 @@ lines each.
 The page: https://bertbook.github.io/bertbook/book/commands.html
 """
 
-# Tangled from book/commands.md (333255fc): edit it there and run
+# Tangled from book/commands.md (3400f4ed): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -75,12 +75,16 @@ def _answers(options, name, texts, **call):
         yield SHOWN[name](text, found)
 
 
-# %% book/commands.md#five-that-read 95fffdb7
+# %% book/commands.md#five-that-read d75eb62f
 _LABELS = {"classify": "Classifier", "pairs": "Classifier", "tag": "Tagger"}
 
 
 def run_predict(options: Namespace) -> int:
-    """The command `predict`."""
+    """The command `predict`; the exit status.
+
+    Raises ValueError for a task that is neither of classes nor of tags,
+    for --long with a tagger, and what `task_of` and `texts_of` raise.
+    """
     task = options.task or task_of(options.model)
     if task not in _LABELS:
         raise ValueError(
@@ -96,16 +100,19 @@ def run_predict(options: Namespace) -> int:
     return tell(options, _answers(options, _LABELS[task], texts))
 
 
-# %% book/commands.md#five-that-read 885e5f45
+# %% book/commands.md#five-that-read c5482ae3
 def run_fill_mask(options: Namespace) -> int:
-    """The command `fill-mask`."""
+    """The command `fill-mask`; the exit status."""
     call = {"top_k": options.top_k} if options.top_k else {}
     answers = _answers(options, "FillMask", texts_of(options), **call)
     return tell(options, answers)
 
 
 def run_answer(options: Namespace) -> int:
-    """The command `answer`."""
+    """The command `answer`; the exit status.
+
+    Each text is a question to --context, or without it a pair.
+    """
     texts = texts_of(options, options.context is None)
     if options.context is not None:
         data = Path(options.context).read_bytes()
@@ -114,9 +121,9 @@ def run_answer(options: Namespace) -> int:
     return tell(options, _answers(options, "QuestionAnswerer", texts))
 
 
-# %% book/commands.md#five-that-read 5bcda1e9
+# %% book/commands.md#five-that-read 6a2c6587
 def run_embed(options: Namespace) -> int:
-    """The command `embed`."""
+    """The command `embed`; the exit status."""
     from bertbook.search import Index, save_index
 
     if options.out is None:
@@ -130,7 +137,7 @@ def run_embed(options: Namespace) -> int:
     return tell(options, [(told, line)])
 
 
-# %% book/commands.md#five-that-read 4f4b19f0
+# %% book/commands.md#five-that-read b335842e
 def _hits(index, query, count):
     """What was found, nearest first, as a record and as lines."""
     hits = index.search(query, **count)
@@ -143,7 +150,7 @@ def _hits(index, query, count):
 
 
 def run_search(options: Namespace) -> int:
-    """The command `search`."""
+    """The command `search`; the exit status."""
     from bertbook.search import load_index
 
     index = load_index(options.index, _predictor(options, "Embedder"))
@@ -218,17 +225,20 @@ def _evaluate(options, task, features, data):
         return task.evaluate(model, features, data)
 
 
-# %% book/commands.md#one-that-scores 8e23348d
+# %% book/commands.md#one-that-scores 10444b17
 import math
 
 
 def _split_of(source, usual):
-    """The split to ask for: a file has but one."""
+    """The split to ask for: a file has one only."""
     return "train" if Path(source).is_file() else usual
 
 
 def run_evaluate(options: Namespace) -> int:
-    """The command `evaluate`."""
+    """The command `evaluate`; the exit status.
+
+    Raises what `task_of`, `read_labelled` and `load_whole` raise.
+    """
     from bertbook.labelled_data import read_labelled
     from bertbook.tokenizer import BertTokenizer
 
@@ -305,9 +315,14 @@ def _new_task(options, length, train):
     return _make_task(options.task, length, *model)
 
 
-# %% book/commands.md#one-that-trains 6aa01f05
+# %% book/commands.md#one-that-trains 7a97f6fa
 def run_finetune(options: Namespace) -> int:
-    """The command `finetune`."""
+    """The command `finetune`; the exit status, 130 if it was stopped.
+
+    Raises FileExistsError where --out holds something and --resume is not
+    given, ValueError for options that do not fit, and what `finetune` of
+    `bertbook.finetuning` raises.
+    """
     from bertbook.finetuning import finetune
     from bertbook.run_folder import refuse_full
     from bertbook.tokenizer import BertTokenizer

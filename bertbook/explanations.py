@@ -6,7 +6,7 @@ believed, and which words drove a decision.
 The page: https://bertbook.github.io/bertbook/book/explanations.html
 """
 
-# Tangled from book/explanations.md (b92308ac): edit it there and run
+# Tangled from book/explanations.md (25f00153): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -56,13 +56,16 @@ def logits_of(
     return class_logits(model, features, batch_size)
 
 
-# %% book/explanations.md#errors-counted 0ce23a88
+# %% book/explanations.md#errors-counted fee1e87c
 def confusion(
     labels: Int[Tensor, " texts"],
     said: Int[Tensor, " texts"],
     classes: int,
 ) -> Int[Tensor, "classes classes"]:
-    """How many texts of each class (row) were called what (column)."""
+    """How many texts of each class (row) were called what (column).
+
+    `labels` and `said` are numbers from 0 to `classes` - 1.
+    """
     pairs = labels * classes + said
     return pairs.bincount(minlength=classes**2).view(classes, classes)
 
@@ -78,7 +81,7 @@ def confident_mistakes(
     return rows[confidence[rows].argsort(descending=True, stable=True)]
 
 
-# %% book/explanations.md#how-sure-and-how-right 3503f508
+# %% book/explanations.md#how-sure-and-how-right 86d92c47
 from typing import NamedTuple
 
 
@@ -101,7 +104,10 @@ def reliability(
     labels: Int[Tensor, " texts"],
     bins: int = 15,
 ) -> Reliability:
-    """Confidence and accuracy in `bins` bins of equal width over [0, 1]."""
+    """Confidence and accuracy in `bins` bins of equal width over [0, 1].
+
+    A confidence on a border belongs to the bin below it.
+    """
     confidence, said = logits.double().softmax(-1).max(-1)
     number = (confidence * bins).ceil().long().clamp(1, bins) - 1
     count = number.bincount(minlength=bins)
@@ -113,7 +119,7 @@ def reliability(
     )
 
 
-# %% book/explanations.md#one-number-that-repairs-it 6e543adb
+# %% book/explanations.md#one-number-that-repairs-it 0dbc24cc
 def fit_temperature(
     logits: Float[Tensor, "texts classes"], labels: Int[Tensor, " texts"]
 ) -> float:
@@ -121,7 +127,7 @@ def fit_temperature(
 
     Divide scores by it (Guo et al., 2017, section 4.2). It is at the lower
     end where no text is wrong, and at the upper where the scores are worse
-    than none.
+    than equal scores for all classes.
     """
     scores = logits.double()
     wanted = scores.gather(1, labels[:, None]).mean()
@@ -143,7 +149,7 @@ def log_odds(
     return logits[..., label] - others.logsumexp(-1)
 
 
-# %% book/explanations.md#two-choices 351b9931
+# %% book/explanations.md#two-choices 9ba1bd56
 from collections.abc import Callable
 
 
@@ -157,7 +163,8 @@ def integrated_gradients(
     """The share of each output of `layer` in a score, from a baseline.
 
     `score` takes ids, (steps, seq), and gives a number for each row.
-    The integral is a mean over the middles of `steps` equal steps
+    `layer` is the layer of embeddings that `score` calls once. The
+    integral is a mean over the middles of `steps` equal steps
     (Sundararajan et al., 2017, equations 1 and 3).
     """
     with torch.no_grad():
@@ -251,7 +258,7 @@ def _target(config, label, logits):
     return names.index(label), label
 
 
-# %% book/explanations.md#from-pieces-to-words 69137b6f
+# %% book/explanations.md#from-pieces-to-words 2da75a27
 from bertbook.training_loop import evaluating
 
 
@@ -268,7 +275,8 @@ def explain(
 
     `model` is a sequence classifier, and `label` by default what it
     predicts. `baseline` is the token that stands for no word. Raises
-    ValueError for a label that it does not have.
+    ValueError for a label that the model does not have, and for a model
+    with one output.
     """
     device = next(model.parameters()).device
     read = _read(tokenizer, text, baseline, max_length, device)
@@ -328,7 +336,7 @@ def highlight(explanation: Explanation) -> str:
     )
 
 
-# %% book/explanations.md#is-it-about-the-model 0ae5db82
+# %% book/explanations.md#is-it-about-the-model 7e3e183f
 def removal_curve(
     model: nn.Module,
     tokenizer: BertTokenizer,
@@ -336,10 +344,10 @@ def removal_curve(
     orders: Sequence[Sequence[int]],
     most: int = 8,
 ) -> list[float]:
-    """The share of decisions that stand after 0, 1, ... words are gone.
+    """The share of decisions that stand after 0, 1, ..., `most` words go.
 
     `texts` are lists of words, and `orders` the order in which each loses
-    them; the last word stays.
+    them, as places; the last word of an order stays.
     """
     kept, first = [], None
     for count in range(most + 1):

@@ -6,7 +6,7 @@ a Trainer the settings with which it takes the steps of this book's loop.
 The page: https://bertbook.github.io/bertbook/book/huggingface.html
 """
 
-# Tangled from book/huggingface.md (dc1b6775): edit it there and run
+# Tangled from book/huggingface.md (34e97067): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -106,7 +106,7 @@ def _tally(scores, labels):
     return torch.tensor([summed_loss(scores, labels), *found]).double()
 
 
-# %% book/huggingface.md#the-same-question-asked-of-both 82670b2b
+# %% book/huggingface.md#the-same-question-asked-of-both 97d94db9
 from bertbook.training_loop import evaluating
 
 
@@ -123,8 +123,9 @@ def evaluate_masked_lm(
     """Loss and accuracy of a masked LM, of this book or of `transformers`.
 
     What `masking` (None: BERT's) hides depends on the text, its number and
-    `seed` only. What is longer than `max_length` pieces is cut. Raises
-    ValueError where nothing can be hidden.
+    `seed` only. What is longer than `max_length` pieces is cut; a batch has
+    at most `batch_tokens`, or one row. Raises ValueError where nothing can
+    be hidden.
     """
     rows = _ids_of(tokenizer, texts, max_length)
     rows = _hide(rows, tokenizer, masking or Masking(), seed)
@@ -270,7 +271,7 @@ def _refuse_what_differs(settings):
     _refuse(wanted)
 
 
-# %% book/huggingface.md#their-trainer-our-loop 710a27a8
+# %% book/huggingface.md#their-trainer-our-loop 04324883
 def trainer_arguments(settings: Finetuning, rows: int) -> dict:
     """The `TrainingArguments` that take the steps of `settings`.
 
@@ -280,7 +281,8 @@ def trainer_arguments(settings: Finetuning, rows: int) -> dict:
     _refuse_what_differs(settings)
     chosen, length = settings.optimization, settings.length
     epoch = math.ceil(rows / settings.batch_size)
-    steps = length.steps if length else math.ceil(settings.epochs * epoch)
+    usual = math.ceil(round(settings.epochs * epoch, 6))
+    steps = length.steps if length else usual
     return {
         "max_steps": steps,
         "per_device_train_batch_size": settings.batch_size,
@@ -296,7 +298,7 @@ def trainer_arguments(settings: Finetuning, rows: int) -> dict:
     }
 
 
-# %% book/huggingface.md#their-trainer-our-loop 742cd4fe
+# %% book/huggingface.md#their-trainer-our-loop 5bf131a3
 import torch.nn.functional as F
 
 
@@ -314,7 +316,7 @@ class MeanPooled(nn.Module):
     def forward(
         self, input_ids, attention_mask, token_type_ids=None, labels=None
     ) -> dict:
-        """`logits`, and with `labels` their `loss`."""
+        """`logits`, (batch, classes); with `labels`, the `loss` too."""
         hidden = self.bert(
             input_ids,
             attention_mask=attention_mask,
@@ -352,7 +354,7 @@ def _share_right(found):
     return {"accuracy": float((scores.argmax(-1) == labels).mean())}
 
 
-# %% book/huggingface.md#their-trainer-our-loop 3748d588
+# %% book/huggingface.md#their-trainer-our-loop 09f737fd
 def make_finetuner(
     settings: Finetuning,
     task: Classification,
@@ -364,12 +366,12 @@ def make_finetuner(
     order: Sequence[int] | None = None,
     **arguments,
 ):
-    """A `transformers.Trainer` that does what `finetune` does.
+    """A `transformers.Trainer` that does, on a CPU, what `finetune` does.
 
     It begins with `settings.initial`, a folder that `save_start` wrote, or
     with `model`. `order` names the rows of all steps, one after another;
-    without it they are shuffled. `arguments` change those of
-    `trainer_arguments`. Needs the packages transformers and accelerate.
+    without it they are shuffled. `arguments` change `trainer_arguments`,
+    whose errors it raises. Needs transformers and accelerate.
     """
     import transformers as hub
 

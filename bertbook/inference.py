@@ -6,7 +6,7 @@ into vectors: five classes that take one text or a stream of them.
 The page: https://bertbook.github.io/bertbook/book/inference.html
 """
 
-# Tangled from book/inference.md (296044be): edit it there and run
+# Tangled from book/inference.md (95e0705d): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -319,13 +319,13 @@ def _best_of_all(context, scores, threshold):
     return dict(zip(("answer", "start", "end", "score"), best))
 
 
-# %% book/inference.md#answers 42852bec
+# %% book/inference.md#answers 8949dcd4
 class QuestionAnswerer(Predictor):
     """`answer`, `start`, `end` and `score` for (question, context).
 
     An answer of at most `longest` tokens, "" where its score is not above
     the `threshold`, which `from_pretrained` finds. Long contexts are read
-    in windows that share `stride` tokens, a quarter of `max_length`.
+    in windows that share `stride` tokens (default: `max_length // 4`).
     """
 
     model_class = BertForQuestionAnswering

@@ -7,7 +7,7 @@ sentence what is not as it should be.
 The page: https://bertbook.github.io/bertbook/book/labelled_data.html
 """
 
-# Tangled from book/labelled_data.md (3b180ff8): edit it there and run
+# Tangled from book/labelled_data.md (8f6578e3): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -58,7 +58,7 @@ ALIASES = {
 }
 
 
-# %% book/labelled_data.md#which-column-is-which 0613a1f1
+# %% book/labelled_data.md#which-column-is-which f54a55e4
 def _find_columns(table, task, given):
     """A dict from each column of the task to its name in the table."""
     wanted = COLUMNS[task]
@@ -80,7 +80,8 @@ def _find_columns(table, task, given):
         raise ValueError(
             f"{table.name} has no column {', '.join(called)}, but "
             f"{there or 'none'}; rename one, or say what it is called, as "
-            f"in columns={{{missing[0]!r}: NAME}}"
+            f"in columns={{{missing[0]!r}: NAME}}, in a shell --column "
+            f"{missing[0]}=NAME"
         )
     return found
 

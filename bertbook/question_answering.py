@@ -7,7 +7,7 @@ over no answer.
 The page: https://bertbook.github.io/bertbook/book/question_answering.html
 """
 
-# Tangled from book/question_answering.md (4acb9888): edit it there and run
+# Tangled from book/question_answering.md (535ce945): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -47,7 +47,7 @@ def normalise(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", text).split())
 
 
-# %% book/question_answering.md#what-is-right cfffd8d9
+# %% book/question_answering.md#what-is-right 2702093d
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -60,7 +60,7 @@ def exact_match(prediction: str, answer: str) -> float:
 def token_f1(prediction: str, answer: str) -> float:
     """The harmonic mean of precision and recall of words.
 
-    Where one is empty, 1.0 if both are (Rajpurkar et al., 2018).
+    Where one is empty, 1.0 if both are, else 0.0 (Rajpurkar et al., 2018).
     """
     words = normalise(prediction).split(), normalise(answer).split()
     if not all(words):
@@ -179,11 +179,12 @@ def answer_windows(
     return windows
 
 
-# %% book/question_answering.md#where-the-answer-is 6f74be1c
+# %% book/question_answering.md#where-the-answer-is 392a671d
 def mark_answer(window: Window, start: int, end: int) -> tuple[int, int]:
-    """The positions of the pieces with the characters `start` to `end`.
+    """The first and last position with the characters `start` to `end`.
 
-    0 and 0, which is [CLS], unless the window has them all.
+    0 and 0, which is [CLS], unless the window has them all. The character
+    at `end` is not among them.
     """
     places = np.flatnonzero(window.inside)
     spans = window.spans[places]

@@ -6,11 +6,12 @@ pretraining and fine-tuning have in common.
 The page: https://bertbook.github.io/bertbook/book/run_loop.html
 """
 
-# Tangled from book/run_loop.md (66eca641): edit it there and run
+# Tangled from book/run_loop.md (fbce3be2): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
     "Reporter",
+    "SHOWN",
     "cast_of",
     "keep_best",
     "kept_run",
@@ -87,12 +88,14 @@ def _refuse_no_number(losses, step):
             )
 
 
-# %% book/run_loop.md#what-is-told 5195f8bd
+# %% book/run_loop.md#what-is-told 92cd98a7
 import sys
 
 from tqdm import tqdm
 
 from bertbook.training_loop import RunLog
+
+SHOWN = "step loss held_out_loss held_out_accuracy held_out_f1".split()
 
 
 class Reporter:
@@ -121,11 +124,10 @@ class Reporter:
         """Tell of one step."""
         if self.log:
             self.log.write(record)
-        names = "step", "loss", "held_out_loss"
-        self.shown |= {k: record[k] for k in names if k in record}
+        self.shown |= {k: record[k] for k in SHOWN if k in record}
         self.bar.set_postfix(self.shown, refresh=False)
         self.bar.update(done - self.bar.n)
-        if self.lines and "held_out_loss" in record:
+        if self.lines and any(k.startswith("held_out") for k in record):
             shown = (f"{k} {round(v, 2)}" for k, v in self.shown.items())
             print(*shown, sep="  ", file=sys.stderr, flush=True)
 

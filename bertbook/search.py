@@ -6,7 +6,7 @@ keeps such an index in a folder, and says how often the right text is found.
 The page: https://bertbook.github.io/bertbook/book/search.html
 """
 
-# Tangled from book/search.md (53a67294): edit it there and run
+# Tangled from book/search.md (18b0171d): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -36,9 +36,12 @@ def unit_rows(
     return vectors / np.where(sizes == 0, 1, sizes)
 
 
-# %% book/search.md#an-index b62a77d1
+# %% book/search.md#an-index 05c3af63
 def largest(scores: Float[np.ndarray, " n"], k: int) -> list[int]:
-    """The places of the `k` largest scores, largest first."""
+    """The places of the `k` largest scores, largest first.
+
+    Of equal scores the earlier place comes first.
+    """
     k = min(k, len(scores))
     if k < 1:
         return []
@@ -59,12 +62,13 @@ class Hit(NamedTuple):
     number: int  # of the text in the index
 
 
-# %% book/search.md#an-index aa19112c
+# %% book/search.md#an-index f034bb4c
 class Index:
     """Texts and their `vectors`, (texts, hidden), to be searched.
 
     `embedder` turns a list of texts into vectors, as `Embedder` does; with
-    `vectors` the texts are not read again.
+    `vectors` the texts are not read again. Raises ValueError where there
+    is no text.
     """
 
     def __init__(self, texts, embedder, vectors=None):

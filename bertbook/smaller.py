@@ -6,7 +6,7 @@ matrix products in eight bits, and a file in ONNX that runs without PyTorch.
 The page: https://bertbook.github.io/bertbook/book/smaller.html
 """
 
-# Tangled from book/smaller.md (3af0e0c3): edit it there and run
+# Tangled from book/smaller.md (861161d6): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -69,12 +69,12 @@ def in_bfloat16(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model).eval().to(torch.bfloat16)
 
 
-# %% book/smaller.md#on-the-whole-model 215fc332
+# %% book/smaller.md#on-the-whole-model 47f471a9
 import warnings
 
 
 def in_int8(model: nn.Module) -> nn.Module:
-    """A copy of `model` whose matrix products are in eight bits.
+    """A copy of `model` whose linear layers compute in eight bits.
 
     Each row of a weight matrix has a scale (Jacob et al., 2018); inputs get
     theirs when they are seen. For inference on a CPU, from float32.

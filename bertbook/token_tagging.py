@@ -6,7 +6,7 @@ entities with their places in the text, and scores them as whole entities.
 The page: https://bertbook.github.io/bertbook/book/token_tagging.html
 """
 
-# Tangled from book/token_tagging.md (d0c5e612): edit it there and run
+# Tangled from book/token_tagging.md (8e5b7c2f): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 
-# %% book/token_tagging.md#from-tags-to-entities f6c135a9
+# %% book/token_tagging.md#from-tags-to-entities d571a1d9
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -40,7 +40,10 @@ class Entity(NamedTuple):
 
 
 def find_entities(tags: Sequence[str]) -> list[Entity]:
-    """The entities of one sentence's BIO tags, strictly read."""
+    """The entities of one sentence's BIO tags, strictly read.
+
+    An `I-` that continues no entity of its type belongs to none.
+    """
     found = []
     for place, tag in enumerate(tags):
         mark, _, kind = tag.partition("-")

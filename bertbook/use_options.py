@@ -6,7 +6,7 @@ trained for, the texts that a command reads, and the answers that it prints.
 The page: https://bertbook.github.io/bertbook/book/use_options.html
 """
 
-# Tangled from book/use_options.md (e3e50d09): edit it there and run
+# Tangled from book/use_options.md (113d8038): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -20,13 +20,13 @@ __all__ = [
 ]
 
 
-# %% book/use_options.md#options-in-a-table c212fa65
+# %% book/use_options.md#options-in-a-table b8093c55
 _READING = """
 TEXT               what to read; without it the lines of --file
 --file FILE        a text a line (default: standard input)
 --model FOLDER     with a trained model; or a published name
---task NAME        classify, pairs, tag or answer (default: as trained)
---max-length N     pieces of a row (default: as trained)
+--task NAME        classify, pairs, tag or answer; a trained model knows its
+--max-length N     pieces of a row (default: as trained; new: {max_length})
 --batch-tokens N   pieces in a batch (default: {batch_tokens})
 --window N         texts read ahead (default: {window})
 --long NAME        truncate or average long texts (default: {long})
@@ -190,7 +190,7 @@ def add_options(command: str, parser: ArgumentParser) -> None:
     parser.usage = f"%(prog)s {' '.join(needed)}\n{' ' * 7}{rest}"
 
 
-# %% book/use_options.md#as-it-was-trained f4c81fdd
+# %% book/use_options.md#as-it-was-trained dc27b25f
 import json
 from pathlib import Path
 
@@ -202,7 +202,10 @@ _HEADS = {
 
 
 def facts_in(path: Path) -> dict:
-    """The object in a JSON file; nothing where there is no file."""
+    """The object in a JSON file; an empty dict where there is no file.
+
+    Raises ValueError for a file that is damaged.
+    """
     try:
         return dict(json.loads(path.read_bytes())) if path.is_file() else {}
     except (TypeError, ValueError) as error:
@@ -211,11 +214,12 @@ def facts_in(path: Path) -> dict:
         ) from None
 
 
-# %% book/use_options.md#as-it-was-trained fbf52fba
+# %% book/use_options.md#as-it-was-trained 3682aa22
 def task_of(model: str) -> str:
     """The task of a trained model, by its folder or name.
 
-    Raises ValueError where it has none, and as `find_checkpoint` does.
+    Raises ValueError where it has none or a file of it is damaged, and
+    what `find_checkpoint` raises.
     """
     from bertbook.checkpoint_files import find_checkpoint
 
@@ -232,11 +236,12 @@ def task_of(model: str) -> str:
     )
 
 
-# %% book/use_options.md#a-text-is-a-line 03c68dbb
+# %% book/use_options.md#a-text-is-a-line 44d2742d
 def decode_text(place: str, data: bytes, pair: bool = False):
-    """The text, or the pair of texts, that stands at a place.
+    """The text that stands at a place; of a `pair` a tuple of two.
 
-    Raises ValueError, with the place, for what cannot be read.
+    Raises ValueError, with the place, for what is empty, is not UTF-8, or
+    lacks the tab of a pair.
     """
     try:
         text = data.decode().removeprefix("\ufeff")
@@ -256,7 +261,7 @@ def decode_text(place: str, data: bytes, pair: bool = False):
     return tuple(parts) if pair else text
 
 
-# %% book/use_options.md#a-text-is-a-line 6bbec169
+# %% book/use_options.md#a-text-is-a-line c805731a
 import os
 import sys
 from argparse import Namespace
@@ -286,7 +291,8 @@ def texts_of(options: Namespace, pair: bool = False) -> Iterator:
     """The texts of a command, or its pairs, each read when it is needed.
 
     Raises ValueError for the first that is empty, not UTF-8 or no pair,
-    and where there is none.
+    where there is none, and where both TEXT and --file are given; OSError
+    for a file that cannot be opened.
     """
     for place, data in _lines(options):
         yield decode_text(place, data, pair)
