@@ -6,11 +6,12 @@ length into one batch, and gives results back in the order of the texts.
 The page: https://bertbook.github.io/bertbook/book/batching.html
 """
 
-# Tangled from book/batching.md (79d23423): edit it there and run
+# Tangled from book/batching.md (b6b317db): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
     "Loaded",
+    "OneDnnLinear",
     "Predictor",
     "check_text",
     "count_positions",
@@ -19,6 +20,7 @@ __all__ = [
     "own_rows",
     "plan_batches",
     "read_ahead",
+    "use_onednn",
 ]
 
 
@@ -232,7 +234,38 @@ def _stream(predictor, texts, show_progress, options):
             done += len(part)
 
 
-# %% book/batching.md#the-loop cb8f31c9
+# %% book/batching.md#the-loop 9df4cbfc
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class OneDnnLinear(nn.Module):
+    """A linear layer in float32 on a CPU, computed by oneDNN.
+
+    From (..., in_features) to (..., out_features), without a gradient.
+    """
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self.weight = linear.weight.detach().to_mkldnn()
+        bias = linear.bias
+        self.bias = None if bias is None else bias.detach().to_mkldnn()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x.to_mkldnn(), self.weight, self.bias).to_dense()
+
+
+def use_onednn(model: nn.Module) -> None:
+    """Let oneDNN compute the linear layers of `model`, if it is there."""
+    if not torch.backends.mkldnn.is_available():
+        return
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if type(child) is nn.Linear:
+                setattr(module, name, OneDnnLinear(child))
+
+
+# %% book/batching.md#the-loop 860985ad
 from bertbook.tokenizer import BertTokenizer
 
 
@@ -280,6 +313,8 @@ class Loaded:
         model = load_whole(
             cls.model_class, source, **changes, **cls.changes
         )
+        if torch.device(device).type == "cpu":
+            use_onednn(model)
         return cls(model, BertTokenizer.from_pretrained(source), **options)
 
 

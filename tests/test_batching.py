@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertbook.batching import (
+    OneDnnLinear,
     Predictor,
     check_text,
     count_positions,
@@ -16,6 +17,7 @@ from bertbook.batching import (
     load_whole,
     plan_batches,
     read_ahead,
+    use_onednn,
 )
 from bertbook.config import BertConfig
 from bertbook.heads import (
@@ -296,3 +298,30 @@ def test_what_is_not_needed_is_left_out_in_silence(tmp_path, caplog):
         model = load_whole(BertModel, tmp_path, add_pooling_layer=False)
     assert not caplog.records and log.level == level
     assert not model.loading_report.missing
+
+
+@pytest.mark.parametrize("shape", [(1, 24), (7, 24), (3, 5, 24)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_product_by_onednn_is_the_same(shape, bias):
+    torch.manual_seed(0)
+    plain, x = torch.nn.Linear(24, 48, bias=bias), torch.randn(shape)
+    with torch.inference_mode():
+        found, wanted = OneDnnLinear(plain)(x), plain(x)
+    assert torch.allclose(found, wanted, atol=1e-6)
+
+
+def test_every_linear_layer_goes_to_onednn(monkeypatch):
+    torch.manual_seed(0)
+    model = BertForPreTraining(BertConfig(**SIZES)).eval()
+    ids = torch.tensor([[2, 7, 9, 3]])
+    with torch.inference_mode():
+        wanted = model(ids).logits
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.backends.mkldnn, "is_available", bool)
+            use_onednn(model)
+        kinds = [type(module) for module in model.modules()]
+        assert OneDnnLinear not in kinds, "not there, nothing changes"
+        use_onednn(model)
+        kinds = [type(module) for module in model.modules()]
+        assert torch.nn.Linear not in kinds and OneDnnLinear in kinds
+        assert torch.allclose(model(ids).logits, wanted, atol=1e-5)
