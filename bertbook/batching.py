@@ -6,7 +6,7 @@ length into one batch, and gives results back in the order of the texts.
 The page: https://bertbook.github.io/bertbook/book/batching.html
 """
 
-# Tangled from book/batching.md (b6b317db): edit it there and run
+# Tangled from book/batching.md (1cd379f0): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -234,7 +234,7 @@ def _stream(predictor, texts, show_progress, options):
             done += len(part)
 
 
-# %% book/batching.md#the-loop 9df4cbfc
+# %% book/batching.md#the-loop ca6edf37
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -255,6 +255,7 @@ class OneDnnLinear(nn.Module):
         return F.linear(x.to_mkldnn(), self.weight, self.bias).to_dense()
 
 
+# %% book/batching.md#the-loop 3228e80c
 def use_onednn(model: nn.Module) -> None:
     """Let oneDNN compute the linear layers of `model`, if it is there."""
     if not torch.backends.mkldnn.is_available():
