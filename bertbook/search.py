@@ -6,7 +6,7 @@ keeps such an index in a folder, and says how often the right text is found.
 The page: https://bertbook.github.io/bertbook/book/search.html
 """
 
-# Tangled from book/search.md (18b0171d): edit it there and run
+# Tangled from book/search.md (393810a1): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -62,7 +62,7 @@ class Hit(NamedTuple):
     number: int  # of the text in the index
 
 
-# %% book/search.md#an-index f034bb4c
+# %% book/search.md#an-index 85aeb205
 class Index:
     """Texts and their `vectors`, (texts, hidden), to be searched.
 
@@ -85,9 +85,10 @@ class Index:
         return unit_rows(self.embedder(list(queries))) @ self.vectors.T
 
     def search(self, query, k: int = 10) -> list:
-        """The `k` nearest texts as `Hit`s; for a list of queries, lists.
+        """The nearest `k` texts, each a `Hit`; one list for each query.
 
-        Nearest first; of equal ones the earlier text.
+        A single query has a single list. Nearest first; of equal ones the
+        earlier text.
         """
         one = isinstance(query, str)
         found = [
