@@ -6,7 +6,7 @@ chapter and the line where one fails.
 The page: https://bertbook.github.io/bertbook/book/execute.html
 """
 
-# Tangled from book/execute.md (8a391e7b): edit it there and run
+# Tangled from book/execute.md (de947536): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -23,13 +23,14 @@ __all__ = [
 ]
 
 
-# %% book/execute.md#by-hand 81b55ed9
+# %% book/execute.md#by-hand 6fa8d091
 import os
 import re
 import subprocess
 import sys
 from copy import deepcopy
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from bertbook.chapters import Chapter, TangleError
 from bertbook.freshness import chapter_key
@@ -108,7 +109,7 @@ def store_executed(root: Path, chapter: Chapter, notebook, key: str):
     write_atomically(executed_path(root, chapter), text)
 
 
-# %% book/execute.md#one-run-by-pytest f090c3b1
+# %% book/execute.md#one-run-by-pytest d508da3f
 def _pytest(root: Path, arguments: list[str], threads: str) -> str:
     """Run pytest on notebooks, say what is done; returns its words."""
     search = [str(root), os.environ.get("PYTHONPATH", "")]
@@ -140,14 +141,17 @@ def _pytest(root: Path, arguments: list[str], threads: str) -> str:
         "no:cacheprovider",
     ]
     words = ""
-    with subprocess.Popen(
-        [*command, *arguments],
-        env=environment,
-        cwd=root,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as process:
+    with (
+        TemporaryDirectory(ignore_cleanup_errors=True) as temporary,
+        subprocess.Popen(
+            [*command, *arguments],
+            env=environment | {"TMPDIR": temporary},
+            cwd=root,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as process,
+    ):
         for line in process.stdout:
             words += line
             if done := re.search(r"\] (PASSED|FAILED) \S*?(\w+)\.ip", line):
@@ -279,8 +283,8 @@ def figure_problems(chapter: Chapter, notebook) -> list[str]:
     return problems
 
 
-# %% book/execute.md#all-together 4f9810cc
-_UNBORN = "Kernel died before replying to kernel_info"
+# %% book/execute.md#all-together 8d17800d
+_UNBORN = re.compile("Kernel (died before replying|didn't respond)")
 
 
 def _run_twice(
@@ -288,7 +292,9 @@ def _run_twice(
 ) -> dict:
     """As `run_notebooks`, with another try for kernels never started."""
     failed = run_notebooks(root, paths, timeout, threads)
-    unborn = [path for path, words in failed.items() if _UNBORN in words]
+    unborn = [
+        path for path, words in failed.items() if _UNBORN.search(words)
+    ]
     if unborn:
         print(f"starting {len(unborn)} kernels again", flush=True)
         again = run_notebooks(root, unborn, timeout, threads)

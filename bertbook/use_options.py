@@ -6,7 +6,7 @@ trained for, the texts that a command reads, and the answers that it prints.
 The page: https://bertbook.github.io/bertbook/book/use_options.html
 """
 
-# Tangled from book/use_options.md (113d8038): edit it there and run
+# Tangled from book/use_options.md (bfd3e800): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -104,7 +104,7 @@ _GROUPS = {
 }
 
 
-# %% book/use_options.md#options-in-a-table 7831761f
+# %% book/use_options.md#options-in-a-table 65277c3a
 def _defaults():
     """What is taken for an option that is not given, by its name."""
     from dataclasses import asdict
@@ -120,8 +120,7 @@ def _defaults():
     )
     from bertbook.search import Index
 
-    settings = Finetuning("classify", "none")
-    usual = asdict(settings) | asdict(settings.optimization)
+    settings, usual = Finetuning("classify", "none"), {}
     for each in (
         finetune,
         Loaded,
@@ -133,7 +132,7 @@ def _defaults():
     ):
         for parameter in signature(each).parameters.values():
             usual[parameter.name] = parameter.default
-    return usual
+    return usual | asdict(settings) | asdict(settings.optimization)
 
 
 # %% book/use_options.md#options-in-a-table 5e319505

@@ -251,3 +251,8 @@ def test_the_window_is_summed_by_hand():
     # a boat and | sold a red boat: 6 ln 1.5 + ln 2.
     assert sliding_window(question, context) == "Bree"
     assert most_frequent(question, context) == "Avon"
+
+
+def test_a_blank_is_no_word():
+    assert words_of(f"{BLANK} sold a mask") == {"sold", "a", "mask"}
+    assert words_of(BLANK) == frozenset()

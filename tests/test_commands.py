@@ -9,7 +9,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_command_line import ENVIRONMENT
 
 from bertbook.batching import Loaded
 from bertbook.classification import Classification
@@ -44,14 +44,6 @@ from bertbook.tokenizer import BertTokenizer
 from bertbook.training_loop import read_log
 from bertbook.use_options import _GROUPS, _sentences, task_of, texts_of
 
-ROOT = Path(__file__).resolve().parent.parent
-ENVIRONMENT = {
-    **{k: v for k, v in os.environ.items() if k != "BERTBOOK_TRACEBACK"},
-    "OMP_NUM_THREADS": "1",
-    "PYTHONPATH": str(ROOT),
-    "HF_HUB_OFFLINE": "1",
-    "COLUMNS": "80",
-}
 NAMES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 NAMES += "the film was a slow and quiet drama with good bad actors".split()
 NAMES += "who met anna in lab team ? . ##s ##ly".split()
@@ -778,6 +770,9 @@ def test_help_says_every_option_and_default(name, shell, capsys):
     if "--window" in flat:
         usual = Loaded.__init__.__kwdefaults__["window"]
         assert f"(default: {usual})" in flat
+    if "--max-length" in flat:
+        length = Finetuning("classify", "none").max_length
+        assert f"(default: as trained; new: {length})" in flat
 
 
 def test_the_table_has_each_option_once_and_uses_all():

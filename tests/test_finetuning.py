@@ -813,3 +813,15 @@ def test_an_optimizer_that_explodes_is_told(start, tmp_path):
     wild = {"learning_rate": 1e30, "warmup": 0.0, "clip_norm": None}
     status, said = attempt(tmp_path / "run", start, optimization=wild)
     assert status == 1 and "with a lower learning rate" in said
+
+
+@pytest.mark.parametrize("metric", ["loss", "accuracy", "f1"])
+def test_off_a_terminal_a_line_for_each_evaluation(
+    tmp_path, capsys, metric
+):
+    with run_loop.Reporter(tmp_path, show=True) as tell:
+        tell({"step": 1, "loss": 0.75}, 0.5)
+        assert capsys.readouterr().err == ""
+        tell({"step": 2, f"held_out_{metric}": 0.25}, 1.0)
+    said = capsys.readouterr().err
+    assert said == f"step 2  loss 0.75  held_out_{metric} 0.25\n"

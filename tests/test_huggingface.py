@@ -371,6 +371,8 @@ def test_every_argument_arrives(tmp_path):
 def test_a_length_in_steps_counts():
     settings = told("start", length=Length(steps=17))
     assert trainer_arguments(settings, 1000)["max_steps"] == 17
+    tenth = told("start", epochs=0.1, batch_size=1)  # 0.1 * 30 is over 3
+    assert trainer_arguments(tenth, 30)["max_steps"] == 3
 
 
 @pytest.mark.parametrize(

@@ -252,6 +252,17 @@ def test_failures_are_located_and_publish_nothing(toys):
     assert executed(again) == ["first", "second", "third"]  # not index
 
 
+def test_what_a_page_leaves_in_the_temporary_folder_goes(toys):
+    left = "import base64, tempfile\nprint(tempfile.mkdtemp())"
+    edit(toys, "third", "import base64", left)
+    done = build(toys)
+    assert done.returncode == 0, done.stderr
+    notebook = (toys / "_build/html/notebooks/third.ipynb").read_text()
+    folder = re.search(r"/\S+/tmp\w{8}", notebook)[0]
+    assert not Path(folder).exists()
+    assert not Path(folder).parent.exists()  # that of the run itself
+
+
 def test_figure_needs_alt_text(toys):
     edit(toys, "third", '"A grey dot, alone."', '" "')
     done = build(toys)
@@ -504,13 +515,21 @@ def test_two_builds_of_the_book_are_the_same_bytes(tmp_path):
     assert not differ
 
 
-def test_kernel_that_did_not_start_is_started_again(monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    "words",
+    [
+        "RuntimeError: Kernel died before replying to kernel_info",
+        "RuntimeError: Kernel didn't respond in 60 seconds",
+    ],
+)
+def test_kernel_that_did_not_start_is_started_again(
+    monkeypatch, tmp_path, words
+):
     died, broken = tmp_path / "died.ipynb", tmp_path / "broken.ipynb"
     calls = []
 
     def run(root, paths, timeout, threads):
         calls.append(list(paths))
-        words = "Kernel died before replying to kernel_info"
         return (
             {died: words, broken: "ZeroDivisionError"}
             if (len(calls) == 1)
