@@ -6,7 +6,7 @@ answer, and scores it as SQuAD does, beside rules that cannot read.
 The page: https://bertbook.github.io/bertbook/book/answering.html
 """
 
-# Tangled from book/answering.md (82e78a84): edit it there and run
+# Tangled from book/answering.md (be109010): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -17,7 +17,7 @@ __all__ = [
 ]
 
 
-# %% book/answering.md#the-threshold 242eecd9
+# %% book/answering.md#the-threshold b7aed953
 from collections.abc import Sequence
 
 import numpy as np
@@ -31,9 +31,11 @@ def choose_threshold(
     """Above which margin to answer, for the largest sum.
 
     `answered` and `silent` are what each question earns by its guess and
-    by no answer. Equal margins are on one side.
+    by no answer. Equal margins are on one side. 0 for no questions.
     """
     margins, gain = np.array(margins, float), np.subtract(answered, silent)
+    if not len(margins):
+        return 0.0
     order = np.argsort(-margins, kind="stable")
     margins = margins[order]
     gains = np.concatenate([[0.0], gain[order].cumsum()])

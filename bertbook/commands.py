@@ -6,7 +6,7 @@ lines each.
 The page: https://bertbook.github.io/bertbook/book/commands.html
 """
 
-# Tangled from book/commands.md (3400f4ed): edit it there and run
+# Tangled from book/commands.md (e6e24002): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -75,7 +75,7 @@ def _answers(options, name, texts, **call):
         yield SHOWN[name](text, found)
 
 
-# %% book/commands.md#five-that-read d75eb62f
+# %% book/commands.md#five-that-read f4567e34
 _LABELS = {"classify": "Classifier", "pairs": "Classifier", "tag": "Tagger"}
 
 
@@ -83,7 +83,8 @@ def run_predict(options: Namespace) -> int:
     """The command `predict`; the exit status.
 
     Raises ValueError for a task that is neither of classes nor of tags,
-    for --long with a tagger, and what `task_of` and `texts_of` raise.
+    for --long with a tagger, for --stride without windows, and what
+    `task_of` and `texts_of` raise.
     """
     task = options.task or task_of(options.model)
     if task not in _LABELS:
@@ -95,6 +96,11 @@ def run_predict(options: Namespace) -> int:
         raise ValueError(
             f"--long {options.long}, but a tagger reads all of a text; "
             "leave it out"
+        )
+    if task != "tag" and options.stride and options.long != "average":
+        raise ValueError(
+            f"--stride {options.stride}, but long texts are cut; give "
+            "--long average to read them in windows"
         )
     texts = texts_of(options, task == "pairs")
     return tell(options, _answers(options, _LABELS[task], texts))

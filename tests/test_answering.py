@@ -50,6 +50,10 @@ def test_no_threshold_is_better(rows):
     assert total(chosen) == max(map(total, points))
 
 
+def test_without_questions_the_threshold_is_0():
+    assert choose_threshold([], [], []) == 0.0
+
+
 GUESSES = st.lists(
     st.tuples(
         st.sampled_from(["Lee", "Ann Lee", "the Bob", ""]),

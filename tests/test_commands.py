@@ -613,6 +613,10 @@ WRONG = {
         "predict --model tag --long average x",
         ["--long"],
     ),
+    "a stride of no windows": (
+        "predict --model classify --stride 2 x",
+        ["--stride 2", "--long average"],
+    ),
     "pooling": ("embed --model encoder --pooling sum x", ["pooling='sum'"]),
     "no index": (
         "search --model encoder --index classify x",
