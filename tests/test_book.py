@@ -58,11 +58,12 @@ assert stubs == solutions == 3, f"{path}: {stubs} and {solutions}"
 
 
 @pytest.mark.parametrize("chapter", WITH_CODE, ids=lambda page: page.path)
-def test_stubs_fail_and_solutions_pass(chapter):
+def test_stubs_fail_and_solutions_pass(chapter, tmp_path):
     """Every cell runs too, alone and in the smoke budget."""
     environment = os.environ | {
         "BERTBOOK_BUDGET": "smoke",
         "MPLBACKEND": "agg",
+        "TMPDIR": str(tmp_path),
     }
     done = subprocess.run(
         [sys.executable, "-c", RUN_EXERCISES, str(ROOT), chapter.path],
