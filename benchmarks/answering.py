@@ -5,9 +5,9 @@
 Three seeds each, from all-MiniLM-L6-v2 and, with the same recipe, from
 random weights of its shape, for EPOCHS (2) epochs. The rate, by seed 0 of
 MiniLM, and the thresholds are chosen on the validation questions, and the
-scores are of the test questions. Writes book/results/answering.json. The runs stand in
-_build/kept/answering and go on if they were stopped: delete them when the
-code has changed.
+scores are of the test questions. Writes book/results/answering.json. The
+runs stand in _build/kept/answering and go on if they were stopped: delete
+them when the code has changed.
 """
 
 import sys
