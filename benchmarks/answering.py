@@ -89,7 +89,8 @@ def rounded(scores):
 
 def guesses_of(model, labelled, tokenizer, max_length):
     features = TASK.features(labelled, tokenizer, max_length)
-    use_onednn(model)
+    if DEVICE == "cpu":
+        use_onednn(model)
     read = read_answers(model, features, columns(labelled)[0], TASK.longest)
     return [best[0] for best in read]
 
