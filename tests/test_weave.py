@@ -424,13 +424,15 @@ def book():
     return load_book(ROOT)
 
 
+@pytest.fixture(scope="module")
+def loads(book):
+    """What each module imports when it is imported."""
+    names = {name.removesuffix(".py") for name in book.modules}
+    return {name: imported_at_once(name) for name in names - {"__init__"}}
+
+
 @pytest.mark.parametrize("module", ["wordpiece", "reproducibility"])
-def test_edit_of_a_module_makes_its_importers_stale(book, module):
-    loads = {
-        name.removesuffix(".py"): imported_at_once(name.removesuffix(".py"))
-        for name in book.modules
-        if name != "__init__.py"
-    }
+def test_edit_of_a_module_makes_its_importers_stale(book, loads, module):
     expected = set()
     for chapter in book.chapters:
         code = "\n".join(cell.text for cell in chapter.cells)
