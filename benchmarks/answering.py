@@ -136,11 +136,10 @@ def main():
     epochs = float(sys.argv[1]) if len(sys.argv) > 1 else 2
     tokenizer = BertTokenizer.from_pretrained(NAME)
     splits = "train", "validation", "test"
-    train, validation, test = data = [
-        read_labelled("bbc_cloze", "answer", each) for each in splits
-    ]
-    some = validation.rows.shuffle(seed=0).select(range(HELD_OUT))
-    data[1] = validation = validation._replace(rows=some)
+    data = [read_labelled("bbc_cloze", "answer", each) for each in splits]
+    some = data[1].rows.shuffle(seed=0).select(range(HELD_OUT))
+    data[1] = data[1]._replace(rows=some)
+    _, validation, test = data
     metrics = {"epochs": epochs, "learning_rate": RATE, "device": DEVICE}
     metrics["rows"] = {s: len(each.rows) for s, each in zip(splits, data)}
     metrics |= {"rules": apply_rules(test), "runs": {}}

@@ -70,19 +70,20 @@ def right_share(data, said):
 
 def by_words(data):
     """Test accuracy of TF-IDF and logistic regression."""
-    rows = {split: data[split].rows for split in ("train", "test")}
-    texts = {split: each["text"][:] for split, each in rows.items()}
-    if "text_pair" in rows["train"].column_names:
-        texts = {
-            split: [f"{r['text']} {r['text_pair']}" for r in each]
-            for split, each in rows.items()
-        }
+
+    def texts(split):
+        rows = data[split].rows
+        if "text_pair" not in rows.column_names:
+            return rows["text"][:]
+        both = zip(rows["text"][:], rows["text_pair"][:])
+        return [f"{one} {other}" for one, other in both]
+
     model = make_pipeline(
         TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True),
         LogisticRegression(C=3, max_iter=1000),
     )
-    model.fit(texts["train"], rows["train"]["label"][:])
-    return right_share(data, model.predict(texts["test"]))
+    model.fit(texts("train"), data["train"].rows["label"][:])
+    return right_share(data, model.predict(texts("test")))
 
 
 def by_cosine(data, vectors):

@@ -6,7 +6,7 @@ answer, and scores it as SQuAD does, beside rules that cannot read.
 The page: https://bertbook.github.io/bertbook/book/answering.html
 """
 
-# Tangled from book/answering.md (64f777e1): edit it there and run
+# Tangled from book/answering.md (b80fae09): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -17,7 +17,7 @@ __all__ = [
 ]
 
 
-# %% book/answering.md#the-threshold e7d0ddaf
+# %% book/answering.md#the-threshold a558a42a
 from collections.abc import Sequence
 
 import numpy as np
@@ -41,8 +41,8 @@ def choose_threshold(
     gains = np.concatenate([[0.0], gain[order].cumsum()])
     gains[1:-1][margins[:-1] == margins[1:]] = -np.inf
     best = int(gains.argmax())
-    between = [margins[0] + 2, *margins, margins[-1] - 2]
-    return float(between[best] + between[best + 1]) / 2
+    edges = [margins[0] + 2, *margins, margins[-1] - 2]
+    return float(edges[best] + edges[best + 1]) / 2
 
 
 # %% book/answering.md#the-threshold 80ddd837

@@ -6,7 +6,7 @@ lines each.
 The page: https://bertbook.github.io/bertbook/book/commands.html
 """
 
-# Tangled from book/commands.md (e6e24002): edit it there and run
+# Tangled from book/commands.md (472cd591): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -75,7 +75,7 @@ def _answers(options, name, texts, **call):
         yield SHOWN[name](text, found)
 
 
-# %% book/commands.md#five-that-read f4567e34
+# %% book/commands.md#five-that-read 41cc5d85
 _LABELS = {"classify": "Classifier", "pairs": "Classifier", "tag": "Tagger"}
 
 
@@ -97,7 +97,8 @@ def run_predict(options: Namespace) -> int:
             f"--long {options.long}, but a tagger reads all of a text; "
             "leave it out"
         )
-    if task != "tag" and options.stride and options.long != "average":
+    cut = task != "tag" and options.long != "average"
+    if cut and options.stride is not None:
         raise ValueError(
             f"--stride {options.stride}, but long texts are cut; give "
             "--long average to read them in windows"

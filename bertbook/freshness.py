@@ -6,7 +6,7 @@ and in the modules that it imports, and makes one key of it.
 The page: https://bertbook.github.io/bertbook/book/freshness.html
 """
 
-# Tangled from book/freshness.md (80b215bb): edit it there and run
+# Tangled from book/freshness.md (43164713): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -16,11 +16,12 @@ __all__ = [
 ]
 
 
-# %% book/freshness.md#what-a-cell-imports 80614a73
+# %% book/freshness.md#what-a-cell-imports b9beaf96
 import ast
 import hashlib
 import re
 import sys
+from functools import cache
 from pathlib import Path
 
 from bertbook.chapters import Chapter
@@ -28,14 +29,15 @@ from bertbook.modules import Book
 from bertbook.reproducibility import budget
 
 
-# %% book/freshness.md#what-a-cell-imports b7a5007b
-def mentioned(code: str) -> set[str]:
+# %% book/freshness.md#what-a-cell-imports 1cbca443
+@cache
+def mentioned(code: str) -> frozenset[str]:
     """The names of the package, modules or others, that `code` mentions."""
     try:
         tree = ast.parse(code)
     except SyntaxError:
         words = re.findall(r"\w+", code)
-        return set(words) if "bertbook" in words else set()
+        return frozenset(words if "bertbook" in words else ())
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -56,12 +58,19 @@ def mentioned(code: str) -> set[str]:
         else:
             continue
         names.update(re.findall(r"\bbertbook\.(\w+)", text))
-    return names
+    return frozenset(names)
 
 
-# %% book/freshness.md#what-a-cell-imports 2abc1d3e
+# %% book/freshness.md#what-a-cell-imports f3f5c615
 def _code(cells) -> str:
     return "\0".join(cell.text for cell in cells)
+
+
+@cache
+def _defined(code: str) -> list[str]:
+    """The functions and classes that `code` defines."""
+    nodes = ast.parse(code).body
+    return [node.name for node in nodes if hasattr(node, "name")]
 
 
 def _defining(book: Book) -> dict[str, set[str]]:
@@ -71,9 +80,8 @@ def _defining(book: Book) -> dict[str, set[str]]:
         module = file.removesuffix(".py")
         meaning.setdefault(module, set()).add(module)
         for cell in cells:
-            for node in ast.parse(cell.text).body:
-                if name := getattr(node, "name", None):
-                    meaning.setdefault(name, set()).add(module)
+            for name in _defined(cell.text):
+                meaning.setdefault(name, set()).add(module)
     return meaning
 
 
