@@ -403,20 +403,17 @@ def test_renderer_never_executes(toys):
 # The real book: its keys, without running it.
 
 
-def imported_at_once(module: str) -> set[str]:
-    """What Python loads of the package when it imports `module`."""
-    code = (
-        f"import sys, bertbook.{module}\n"
-        "print(*(m[9:] for m in sys.modules if m.startswith('bertbook.')))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return set(done.stdout.split())
+IMPORTED_AT_ONCE = """
+import importlib, json, sys
+
+found = {}
+for name in sys.argv[1:]:
+    for loaded in [m for m in sys.modules if m.split(".")[0] == "bertbook"]:
+        del sys.modules[loaded]
+    importlib.import_module(f"bertbook.{name}")
+    found[name] = [m[9:] for m in sys.modules if m.startswith("bertbook.")]
+print(json.dumps(found))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -426,9 +423,19 @@ def book():
 
 @pytest.fixture(scope="module")
 def loads(book):
-    """What each module imports when it is imported."""
+    """What of the package each module imports when it is imported."""
     names = {name.removesuffix(".py") for name in book.modules}
-    return {name: imported_at_once(name) for name in names - {"__init__"}}
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTED_AT_ONCE, *names - {"__init__"}],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return {
+        name: set(loaded)
+        for name, loaded in json.loads(done.stdout).items()
+    }
 
 
 @pytest.mark.parametrize("module", ["wordpiece", "reproducibility"])
