@@ -12,6 +12,17 @@ anew. The parts are, and `--only` names some of them:
     recipe    the recipe with one thing changed, from 1,000 sentences
     topics    BBC News, whole articles: cut short, and read in windows
     pairs     are two excerpts from the same article of BBC News?
+    tried     other recipes for the first model, and the usual one for the
+              others, on the validation sentences: is a choice better?
+
+What was tried includes a model that reads the task's sentences first:
+
+    python -m bertbook pretrain --corpus rotten_tomatoes \
+        --initial runs/hour --tokens 1500000 --seq-length 128 \
+        --batch-size 32 --learning-rate 5e-4 --muon-learning-rate 5e-3 \
+        --out runs/sentences
+    python benchmarks/finetuning.py --only tried --start \
+        "an hour=runs/hour" "the sentences=runs/sentences"
 
 Writes book/results/finetuning_PART.json after each run, and goes on with
 what it lacks.
@@ -45,7 +56,7 @@ MINILM = "all-MiniLM-L6-v2"
 SEEDS = 0, 1, 2
 SPLITS = "train", "validation", "test"
 COUNTS = 100, 300, 1000, 3000
-PARTS = "full", "labels", "recipe", "topics", "pairs"
+PARTS = "full", "labels", "recipe", "topics", "pairs", "tried"
 MEMORY = {}
 
 
@@ -166,16 +177,23 @@ RECIPES = {
 }
 
 
-def recipe_run(changes, seed):
-    """A run of 1,000 sentences with one thing changed."""
-    data = fewer(read("rotten_tomatoes", "classify"), 1000, seed)
-    settings, changes = usual(MINILM, seed=seed), dict(changes)
+def changed(initial, data, changes, seed):
+    """A run from `initial` with one thing changed."""
+    settings, changes = usual(initial, seed=seed), dict(changes)
     pooling = changes.pop("pooling", "mean")
     own = {k: v for k, v in changes.items() if hasattr(settings, k)}
     rest = {k: v for k, v in changes.items() if k not in own}
     optimization = replace(settings.optimization, **rest)
     settings = replace(settings, optimization=optimization, **own)
     return by_model(settings, data, pooling)
+
+
+TRIED = {
+    "rate 1e-4": dict(learning_rate=1e-4),
+    "rate 6e-4": dict(learning_rate=6e-4),
+    "dropout 0.1": dict(dropout=0.1),
+    "dropout 0.1, six epochs": dict(dropout=0.1, epochs=6),
+}
 
 
 def plan(starts):
@@ -211,9 +229,33 @@ def plan(starts):
         for seed in SEEDS:
             yield (
                 ("recipe", name, 1000, seed),
-                lambda c=changes, s=seed: recipe_run(c, s),
+                lambda c=changes, s=seed: changed(
+                    MINILM, fewer(films, 1000, s), c, s
+                ),
             )
+    yield from plan_tried(starts)
     yield from plan_articles()
+
+
+def plan_tried(starts):
+    films = read("rotten_tomatoes", "classify")
+    films = films | {"test": films["validation"]}
+    yield (
+        ("tried", "TF-IDF", None, 0),
+        lambda: {"accuracy": by_words(films)},
+    )
+    runs = [(name, starts[name], {}) for name in starts if name != "MiniLM"]
+    if runs:
+        first = runs[0][1]
+        runs += [(name, first, changes) for name, changes in TRIED.items()]
+    for name, initial, changes in runs:
+        for seed in SEEDS:
+            yield (
+                ("tried", name, None, seed),
+                lambda i=initial, c=changes, s=seed: changed(
+                    i, films, c, s
+                ),
+            )
 
 
 def plan_articles():
