@@ -192,7 +192,6 @@ TRIED = {
     "rate 1e-4": dict(learning_rate=1e-4),
     "rate 6e-4": dict(learning_rate=6e-4),
     "dropout 0.1": dict(dropout=0.1),
-    "dropout 0.1, six epochs": dict(dropout=0.1, epochs=6),
 }
 
 
