@@ -235,7 +235,8 @@ THIN = """() => {
   for (const span of spans.filter(each => each.checkVisibility()).reverse()) {
     if (span.firstElementChild || span.id) continue;
     const box = span.closest('.highlight, .sig, code').parentElement;
-    const looks = [span, span.parentElement, box].map(each => each.className);
+    const looks = [span, span.parentElement, box].map(
+      each => `${each.className} ${each.getAttribute('style')}`);
     if (seen.has(`${looks}`)) span.replaceWith(...span.childNodes);
     seen.add(`${looks}`);
   }
