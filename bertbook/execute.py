@@ -6,7 +6,7 @@ chapter and the line where one fails.
 The page: https://bertbook.github.io/bertbook/book/execute.html
 """
 
-# Tangled from book/execute.md (de947536): edit it there and run
+# Tangled from book/execute.md (60546275): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -304,21 +304,21 @@ def _run_twice(
     return failed
 
 
-# %% book/execute.md#all-together 10d0759b
+# %% book/execute.md#all-together 4451a5b5
 def _run_all(root: Path, paths: dict[Path, Chapter], timeout: int) -> dict:
-    """Two at a time; one by one those that ask for all cores."""
+    """One by one those that ask for all cores, then two at a time."""
     wide = [
         path
         for path, chapter in paths.items()
         if chapter.notebook.metadata.get("threads") == "all"
     ]
     failed = {}
-    if narrow := [path for path in paths if path not in wide]:
-        threads = os.environ.get("OMP_NUM_THREADS", "1")
-        failed |= _run_twice(root, narrow, timeout, threads)
     for path in wide:
         threads = str(describe_machine()["cores"])
         failed |= _run_twice(root, [path], 5 * timeout, threads)
+    if narrow := [path for path in paths if path not in wide]:
+        threads = os.environ.get("OMP_NUM_THREADS", "1")
+        failed |= _run_twice(root, narrow, timeout, threads)
     return failed
 
 

@@ -551,7 +551,7 @@ def test_kernel_that_did_not_start_is_started_again(
     assert failed == {broken: "ZeroDivisionError"}
 
 
-def test_chapter_that_asks_for_all_threads_runs_alone(
+def test_chapter_that_asks_for_all_threads_runs_alone_and_first(
     monkeypatch, tmp_path
 ):
     calls = []
@@ -566,6 +566,6 @@ def test_chapter_that_asks_for_all_threads_runs_alone(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(execute_module, "run_notebooks", run)
     cores = describe_machine()["cores"]
-    paths = {"wide": chapter(threads="all"), "a": chapter(), "b": chapter()}
+    paths = {"a": chapter(), "wide": chapter(threads="all"), "b": chapter()}
     assert execute_module._run_all(tmp_path, paths, 60) == {}
-    assert calls == [(["a", "b"], 60, "1"), (["wide"], 300, str(cores))]
+    assert calls == [(["wide"], 300, str(cores)), (["a", "b"], 60, "1")]
