@@ -8,7 +8,7 @@ datasets.Dataset.
 The page: https://bertbook.github.io/bertbook/book/corpora.html
 """
 
-# Tangled from book/corpora.md (67d25055): edit it there and run
+# Tangled from book/corpora.md (21c57255): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 
-# %% book/corpora.md#files-you-can-trust 90e6dba6
+# %% book/corpora.md#files-you-can-trust a8008dc4
 import csv
 import hashlib
 import html
@@ -42,12 +42,12 @@ import io
 import os
 import re
 import threading
-import unicodedata
 import warnings
 from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
 from pathlib import Path
+from unicodedata import normalize
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ SOURCES = {
 }
 
 
-# %% book/corpora.md#damage-and-repair 11841b1e
+# %% book/corpora.md#damage-and-repair 4dd24c8e
 _ENTITY = re.compile(r"&#?\w+;")
 _BREAK = re.compile(r"<[bh]r\s*/?>")
 _TAG = re.compile(r"</?(?:i|em)>")
@@ -147,7 +147,7 @@ def repair(text):
     text = _ENTITY.sub(lambda match: html.unescape(match.group()), text)
     text = _TAG.sub("", _BREAK.sub("\n", text)).translate(_CHARACTERS)
     lines = (" ".join(line.split()) for line in text.split("\n"))
-    return re.sub("\n{2,}", "\n\n", "\n".join(lines)).strip()
+    return re.sub("\n{3,}", "\n\n", "\n".join(lines)).strip()
 
 
 # %% book/corpora.md#the-news-was-stored-in-two-encodings 781cb359
@@ -177,11 +177,14 @@ def split_sentences(paragraph):
     return [sentence for sentence in sentences if sentence]
 
 
-# %% book/corpora.md#one-text-one-place f2ebc365
+# %% book/corpora.md#one-text-one-place ef3ff3b7
+_SIGNS = {n: None for n in range(128) if not chr(n).isalnum()}
+
+
 def canonical(text):
     """What identifies a text: its letters and digits in lower case."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return "".join(re.findall(r"[^\W_]+", folded)) or text
+    letters = normalize("NFKC", text).casefold().translate(_SIGNS)
+    return re.sub(r"[\W_]+", "", letters) or text
 
 
 def text_id(text):
@@ -276,12 +279,10 @@ def _import_datasets():
     return datasets
 
 
-# %% book/corpora.md#datasets-with-declared-features 023d71be
+# %% book/corpora.md#datasets-with-declared-features 077ee3f0
 TOPICS = ["business", "entertainment", "politics", "sports", "tech"]
-_ENTITIES = (
-    "company facility geo-loc movie musicartist "
-    "other person product sportsteam tvshow"
-).split()
+_ENTITIES = """company facility geo-loc movie musicartist
+    other person product sportsteam tvshow""".split()
 TAGS = ["O", *(f"{place}-{kind}" for kind in _ENTITIES for place in "BI")]
 
 
@@ -322,17 +323,16 @@ def _load_embedded(name):
     }
 
 
-# %% book/corpora.md#the-hub-and-no-hub 44ebf464
+# %% book/corpora.md#the-hub-and-no-hub 2cf810c8
 def _ask(answers):
     from urllib import error, request
 
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     try:
         request.urlopen(request.Request(endpoint, method="HEAD")).close()
-    except error.HTTPError:  # an answer, if not a kind one
-        pass
-    except (OSError, ValueError):
-        return
+    except (OSError, ValueError) as fault:
+        if not isinstance(fault, error.HTTPError):  # which is an answer
+            return
     answers.append(True)
 
 
