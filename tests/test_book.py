@@ -30,9 +30,9 @@ WITH_CODE = [
     if any("tangle" in cell.options for cell in chapter.cells)
 ]
 
-# Most pages import these; a process that did is forked for each page.
+# A process that has loaded what most pages load is forked for each page.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["torch", "datasets", "matplotlib.pyplot"])
+FORKS.set_forkserver_preload(["warm"])
 
 
 @pytest.mark.parametrize("chapter", WITH_CELLS, ids=lambda page: page.path)
