@@ -6,7 +6,7 @@ that every identifier in code and prose can be a link.
 The page: https://bertbook.github.io/bertbook/book/links.html
 """
 
-# Tangled from book/links.md (2ef2777c): edit it there and run
+# Tangled from book/links.md (a6af4d57): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -15,16 +15,20 @@ __all__ = [
     "full_name",
     "hidden_imports",
     "keep_own_links",
+    "linked_body",
     "near",
     "own_names",
     "recall_links",
+    "sort_links",
 ]
 
 
-# %% book/links.md#which-names-there-are 5228e183
+# %% book/links.md#which-names-there-are 1c75ce44
 import ast
 import json
 import re
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from bertbook.freshness import mentioned
 from bertbook.modules import Book
@@ -159,3 +163,32 @@ def recall_links(cache) -> None:
         cache.transforms[docname] = [
             block.SourceTransform(**each) for each in found
         ]
+
+
+# %% book/links.md#links-in-many-processes d743512f
+def linked_body(linker, docname: str, body: str) -> str:
+    """The body of a page, its names linked by sphinx-codeautolink."""
+    from sphinx_codeautolink.extension.block import link_html
+
+    with TemporaryDirectory() as folder:
+        file = Path(folder, f"{docname}.html")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(body, "utf-8")
+        link_html(
+            docname,
+            folder,
+            linker.cache.transforms[docname],
+            linker.inventory,
+            linker.custom_blocks,
+            linker.search_css_classes,
+            disable_link_titles=linker.disable_link_titles,
+        )
+        return file.read_text("utf-8")
+
+
+# %% book/links.md#links-in-many-processes d0553525
+def sort_links(app, env) -> None:
+    """Event env-updated, before sphinx-codeautolink: pages in order."""
+    found = env.sphinx_codeautolink_transforms
+    for docname in sorted(found):
+        found[docname] = found.pop(docname)

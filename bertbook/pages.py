@@ -7,7 +7,7 @@ work.
 The page: https://bertbook.github.io/bertbook/book/pages.html
 """
 
-# Tangled from book/pages.md (4cdf4d67): edit it there and run
+# Tangled from book/pages.md (0e85463a): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "check_equations",
     "finish_page",
     "list_uses",
+    "merge",
     "name_implementers",
     "purge",
     "setup",
@@ -24,7 +25,7 @@ __all__ = [
 ]
 
 
-# %% book/pages.md#a-caption-over-each-exported-cell d59466f5
+# %% book/pages.md#a-caption-over-each-exported-cell d3a87d5f
 import re
 from functools import partial
 from pathlib import Path
@@ -36,12 +37,15 @@ from bertbook.links import (
     full_name,
     hidden_imports,
     keep_own_links,
+    linked_body,
     near,
     own_names,
     recall_links,
+    sort_links,
 )
 from bertbook.modules import load_book
 from bertbook.notebooks import launch_addresses
+from bertbook.reproducibility import describe_machine
 
 
 # %% book/pages.md#a-caption-over-each-exported-cell 1f72beaf
@@ -103,13 +107,9 @@ def _caption(cell, names: dict[str, str], docname: str):
     return line, own
 
 
-# %% book/pages.md#a-caption-over-each-exported-cell 8df14a23
+# %% book/pages.md#a-caption-over-each-exported-cell 870520e1
 def _is_cell(node) -> bool:
-    return (
-        node.get("nb_element") == "cell_code"
-        if hasattr(node, "get")
-        else False
-    )
+    return hasattr(node, "get") and node.get("nb_element") == "cell_code"
 
 
 def _link_prose(doctree, names: dict, modules: set, docname: str) -> None:
@@ -124,7 +124,7 @@ def _link_prose(doctree, names: dict, modules: set, docname: str) -> None:
             literal.replace_self(link)
 
 
-# %% book/pages.md#a-caption-over-each-exported-cell afa0430c
+# %% book/pages.md#a-caption-over-each-exported-cell 5c05b970
 def annotate(app, doctree) -> None:
     """Event doctree-read: captions, anchors and links in prose."""
     book, names = app.bertbook.book, app.bertbook.names
@@ -145,18 +145,23 @@ def annotate(app, doctree) -> None:
             for label in _labels(cell["cell_metadata"])
         ]
     app.env.bertbook_implements[docname] = implements
-    app.bertbook.touched.update(label for label, *_ in implements)
     _link_prose(doctree, names, modules, docname)
 
 
-# %% book/pages.md#equations-and-their-code 09a01288
+# %% book/pages.md#equations-and-their-code 2550e917
 def purge(app, env, docname) -> None:
     """Event env-purge-doc: forget what a page implemented."""
-    entries = env.bertbook_implements.pop(docname, [])
-    app.bertbook.touched.update(label for label, *_ in entries)
+    env.bertbook_implements.pop(docname, None)
 
 
-# %% book/pages.md#equations-and-their-code 18079726
+def merge(app, env, docnames, other) -> None:
+    """Event env-merge-info: take over what another process has read."""
+    for docname in other.bertbook_implements.keys() & docnames:
+        found = other.bertbook_implements[docname]
+        env.bertbook_implements[docname] = found
+
+
+# %% book/pages.md#equations-and-their-code 2ae6720f
 def check_equations(app, env) -> list[str]:
     """Event env-updated: refuse unknown labels; the pages to write again.
 
@@ -165,8 +170,9 @@ def check_equations(app, env) -> list[str]:
     """
     from sphinx.util import logging
 
-    known, touched = env.get_domain("math").equations, app.bertbook.touched
-    for docname, entries in env.bertbook_implements.items():
+    known = env.get_domain("math").equations
+    before, now = app.bertbook.before, env.bertbook_implements
+    for docname, entries in now.items():
         for label, _, _, line in entries:
             if label not in known:
                 logging.getLogger(__name__).warning(
@@ -175,7 +181,13 @@ def check_equations(app, env) -> list[str]:
                     location=(docname, line),
                     type="bertbook",
                 )
-    pages = {known[label][0] for label in touched & known.keys()}
+    pages = {
+        known[label][0]
+        for docname in before.keys() | now.keys()
+        if before.get(docname) != now.get(docname)
+        for label, *_ in before.get(docname, []) + now.get(docname, [])
+        if label in known
+    }
     return sorted(pages | {API} & env.found_docs)
 
 
@@ -293,7 +305,7 @@ def add_buttons(app, pagename, templatename, context, doctree) -> None:
         )
 
 
-# %% book/pages.md#all-events d472079e
+# %% book/pages.md#all-events c4089a67
 def _refuse_to_execute(*arguments, **options):
     from sphinx.errors import ExtensionError
 
@@ -303,15 +315,16 @@ def _refuse_to_execute(*arguments, **options):
     )
 
 
+# %% book/pages.md#all-events 24beb2ae
 def finish_page(app, pagename, templatename, context, doctree) -> None:
-    """Event html-page-context: link the names of every page written.
+    """Event html-page-context: link names, and mend the bibliography.
 
-    sphinx-codeautolink would pass over pages that are written again though
-    their source is old. And docutils calls the bibliography a list whose
-    entries are no list items, which a screen reader takes at its word.
+    docutils calls it a list whose entries are no list items, which a screen
+    reader takes at its word.
     """
-    if app.bertbook.linker:
-        app.bertbook.linker.outdated_docs.add(str(Path(pagename)))
+    linker = app.bertbook.linker
+    if linker and linker.cache.transforms.get(pagename):
+        context["body"] = linked_body(linker, pagename, context["body"])
     if "citation-list" in context.get("body", ""):
         context["body"] = re.sub(
             ' role="(list|doc-biblioentry)"', "", context["body"]
@@ -325,22 +338,26 @@ def _mend_links(app, doctree) -> None:
     keep_own_links(found, app.bertbook.hidden)
 
 
-# %% book/pages.md#all-events f7243923
+# %% book/pages.md#all-events 0c255790
 def _prepare(app) -> None:
     """Event builder-inited: read the book, turn to sphinx-codeautolink."""
     from myst_nb.core.execute import cache
 
     cache.single_nb_execution = _refuse_to_execute
+    app.parallel = describe_machine()["cores"] + 1  # one hands out
+    for extension in app.extensions.values():
+        if extension.parallel_read_safe is None:
+            extension.parallel_read_safe = True
     book = load_book(Path(app.srcdir))
     app.bertbook = SimpleNamespace(
         book=book,
         names=documented(book),
         hidden=hidden_imports(book),
         linker=None,
-        touched=set(),
     )
     if not hasattr(app.env, "bertbook_implements"):
         app.env.bertbook_implements = {}
+    app.bertbook.before = dict(app.env.bertbook_implements)
     if app.builder.name != "html":
         return
     owners = [
@@ -356,10 +373,11 @@ def _prepare(app) -> None:
         own_names, hidden=app.bertbook.hidden
     )
     recall_links(linker.cache)
+    linker.outdated_docs = set()  # `finish_page` links them all
     app.bertbook.linker = linker
 
 
-# %% book/pages.md#all-events 6ab11388
+# %% book/pages.md#all-events d8c6f3a3
 def setup(app) -> dict:
     """What Sphinx calls to load the extension."""
     app.setup_extension("sphinx.ext.viewcode")
@@ -367,6 +385,8 @@ def setup(app) -> dict:
     app.connect("builder-inited", _prepare, priority=900)
     app.connect("source-read", write_api)
     app.connect("env-purge-doc", purge)
+    app.connect("env-merge-info", merge)
+    app.connect("env-updated", sort_links, priority=100)
     app.connect("doctree-read", annotate, priority=400)
     app.connect("doctree-read", _mend_links, priority=495)
     app.connect("env-updated", check_equations)
@@ -374,4 +394,4 @@ def setup(app) -> dict:
     app.connect("doctree-resolved", list_uses, priority=600)
     app.connect("html-page-context", add_buttons, priority=510)
     app.connect("html-page-context", finish_page, priority=520)
-    return {"version": "1", "env_version": 1, "parallel_read_safe": False}
+    return {"version": "1", "env_version": 1, "parallel_read_safe": True}
