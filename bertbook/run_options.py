@@ -6,7 +6,7 @@ each option is a field, and its default is the field's.
 The page: https://bertbook.github.io/bertbook/book/run_options.html
 """
 
-# Tangled from book/run_options.md (fbface84): edit it there and run
+# Tangled from book/run_options.md (4724d33d): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -188,10 +188,10 @@ def _default(function, name):
     return signature(function).parameters[name].default
 
 
-# %% book/run_options.md#an-option-is-a-field 245f5d59
+# %% book/run_options.md#an-option-is-a-field 88eb6974
 def _add_text(parser):
-    from bertbook.corpora import SOURCES
     from bertbook.pretraining_text import learn_tokenizer, prepare_text
+    from bertbook.sources import SOURCES
 
     usual = _default(learn_tokenizer, "vocab_size")
     part = parser.add_argument_group("the text")

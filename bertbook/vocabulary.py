@@ -8,7 +8,7 @@ whatever order they come.
 The page: https://bertbook.github.io/bertbook/book/vocabulary.html
 """
 
-# Tangled from book/vocabulary.md (7a2e5cce): edit it there and run
+# Tangled from book/vocabulary.md (c64e3a70): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -363,7 +363,7 @@ def train_wordpiece(
     return vocabulary
 
 
-# %% book/vocabulary.md#trained-once abc571b4
+# %% book/vocabulary.md#trained-once 6d81615d
 import hashlib
 from importlib.util import find_spec
 from pathlib import Path
@@ -380,7 +380,7 @@ def trained_vocabulary(
     `options` are those of `train_wordpiece`. The result is kept as a
     `vocab.txt` where `bertbook.reproducibility.kept` keeps things.
     """
-    texts = load_corpus(corpus, "train")["text"]
+    texts = load_corpus(corpus, "train")["text"][:]
     show_progress = options.pop("show_progress", False)
     digest = hashlib.sha256(repr(sorted(options.items())).encode())
     for module in "bertbook.wordpiece", "bertbook.vocabulary":

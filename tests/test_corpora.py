@@ -23,22 +23,20 @@ from hypothesis import strategies as st
 
 from bertbook import corpora
 from bertbook.corpora import (
-    SOURCES,
     SPLITS,
     TAGS,
     canonical,
     decode,
-    digest,
     divide,
     hub_answers,
     load_corpus,
     parse_corpus,
-    read_files,
     repair,
     split_of,
     split_sentences,
     text_id,
 )
+from bertbook.sources import SOURCES, digest, read_files
 
 SIZES = {  # train, validation, test
     "imdb": (20020, 2427, 2454),
@@ -371,11 +369,13 @@ def test_importing_the_module_is_light_and_quiet():
     assert done.stdout == "[]\n[]\n" and done.stderr == ""
 
 
-def test_loading_writes_nothing(tmp_path):
+def test_loading_is_silent_and_writes_only_what_it_keeps(tmp_path):
     program = (
-        "from bertbook.corpora import load_corpus\n"
+        "from bertbook import corpora\n"
+        "from pathlib import Path\n"
+        "corpora.kept = lambda name: Path(name.replace('/', '-'))\n"
         "for name in ('bbc_news', 'wnut'):\n"
-        "    load_corpus(name)['id'][:]\n"
+        "    corpora.load_corpus(name)['id'][:]\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program],
@@ -386,7 +386,70 @@ def test_loading_writes_nothing(tmp_path):
         env={**os.environ, "HF_HOME": str(tmp_path / "hf")},
     )
     assert done.stdout == done.stderr == ""
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    written = [path.name for path in tmp_path.rglob("*") if path.is_file()]
+    names = [
+        f"corpora-{n}-{s}" for n in ("bbc_news", "wnut") for s in SPLITS
+    ]
+    assert sorted(name[:-23] for name in written) == sorted(names)
+
+
+@pytest.fixture
+def kept_in(monkeypatch, tmp_path):
+    """A folder of its own for what is kept, and nothing in memory."""
+    monkeypatch.setattr(
+        corpora, "kept", lambda name: tmp_path / Path(name).name
+    )
+    corpora._load_embedded.cache_clear()
+    yield tmp_path
+    corpora._load_embedded.cache_clear()
+
+
+def test_what_was_kept_is_not_parsed_again(monkeypatch, kept_in):
+    made = load_corpus("wnut")
+    corpora._load_embedded.cache_clear()
+    monkeypatch.setattr(corpora, "parse_corpus", None)
+    again = load_corpus("wnut")
+    assert again is not made and again[:] == made[:]
+    assert again.features == made.features and again.split == made.split
+    assert again.cache_files == []  # so that `map` writes nothing beside it
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "noise", "folder"])
+def test_a_kept_file_that_cannot_be_read_is_made_again(kept_in, damage):
+    made = load_corpus("wnut", "test")
+    corpora._load_embedded.cache_clear()
+    (file,) = kept_in.glob("wnut-test-*.arrow")
+    whole = file.read_bytes()
+    if damage == "folder":
+        file.unlink()
+        file.mkdir()
+    else:
+        changed = {"empty": b"", "cut": whole[: len(whole) // 2]}
+        file.write_bytes(changed.get(damage, random.randbytes(999)))
+    assert load_corpus("wnut", "test")[:] == made[:]
+    assert damage == "folder" or file.read_bytes() == whole
+
+
+def test_where_nothing_can_be_kept_it_is_parsed(monkeypatch):
+    def full(name):
+        raise OSError("no space left")
+
+    made = load_corpus("wnut", "test")
+    monkeypatch.setattr(corpora, "kept", full)
+    corpora._load_embedded.cache_clear()
+    assert load_corpus("wnut", "test")[:] == made[:]
+    corpora._load_embedded.cache_clear()
+
+
+def test_an_altered_package_is_refused_whatever_was_kept(
+    monkeypatch, kept_in
+):
+    load_corpus("wnut")
+    corpora._load_embedded.cache_clear()
+    altered = replace(SOURCES["wnut"], sha256="0" * 64)
+    monkeypatch.setitem(SOURCES, "wnut", altered)
+    with pytest.raises(ValueError, match="force-reinstall"):
+        load_corpus("wnut")
 
 
 # Faults

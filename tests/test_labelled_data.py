@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertbook import labelled_data
-from bertbook.corpora import SOURCES, SPLITS, TAGS, TOPICS, load_corpus
+from bertbook.corpora import SPLITS, TAGS, TOPICS, load_corpus
 from bertbook.label_files import FORMATS
 from bertbook.labelled_data import (
     ALIASES,
@@ -20,6 +20,7 @@ from bertbook.labelled_data import (
     Labelled,
     read_labelled,
 )
+from bertbook.sources import SOURCES
 
 pytestmark = pytest.mark.usefixtures("no_network")
 CHARACTERS = st.characters(exclude_categories=["Cs"])

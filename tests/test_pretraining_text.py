@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bertbook import pretraining_text
-from bertbook.corpora import SOURCES, load_corpus, split_of, text_id
+from bertbook.corpora import load_corpus, split_of, text_id
 from bertbook.pretraining_text import (
     corpus_documents,
     learn_tokenizer,
@@ -15,6 +15,7 @@ from bertbook.pretraining_text import (
     prepare_text,
     read_documents,
 )
+from bertbook.sources import SOURCES
 from bertbook.token_files import PackedRows
 from bertbook.tokenizer import BertTokenizer
 from bertbook.vocabulary import trained_vocabulary

@@ -110,6 +110,8 @@ from IPython.display import Image
 Image(base64.b64decode("{PIXEL}"))
 ```
 """
+# With a sixth page, Sphinx reads in several processes.
+FOURTH = "(fourth)=\n# Fourth\n\nNo code at all.\n"
 API = "(api)=\n# The package\n\nAll of it.\n"
 
 
@@ -119,13 +121,14 @@ def make_book(root: Path) -> Path:
     (root / "book").mkdir(parents=True)
     for name, text in chapters.items():
         (root / f"book/{name}.md").write_text(FRONT + text)
+    (root / "book/fourth.md").write_text(FOURTH)
     (root / "book/api.md").write_text(API)
     shutil.copytree(ROOT / "book/_static", root / "book/_static")
     config = yaml.safe_load((ROOT / "_config.yml").read_text())
     del config["bibtex_bibfiles"]
     config["sphinx"]["config"]["extensions"].remove("sphinxcontrib.bibtex")
     (root / "_config.yml").write_text(yaml.safe_dump(config))
-    names = ["first", "second", "third", "api"]
+    names = ["first", "second", "third", "fourth", "api"]
     toc = {"format": "jb-book", "root": "book/index"}
     toc["chapters"] = [{"file": f"book/{name}"} for name in names]
     (root / "_toc.yml").write_text(yaml.safe_dump(toc, sort_keys=False))

@@ -6,7 +6,8 @@ import myst_nb  # noqa: F401
 import torch._dynamo  # noqa: F401  (the first optimizer imports it)
 import transformers  # noqa: F401
 
-from bertbook.corpora import SOURCES, load_corpus
+from bertbook.corpora import load_corpus
+from bertbook.sources import SOURCES
 
 for name in SOURCES:
     load_corpus(name)
