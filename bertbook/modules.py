@@ -6,7 +6,7 @@ everywhere, and names every cell that a module could not hold.
 The page: https://bertbook.github.io/bertbook/book/modules.html
 """
 
-# Tangled from book/modules.md (8934f197): edit it there and run
+# Tangled from book/modules.md (d98a1543): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -21,11 +21,12 @@ __all__ = [
 ]
 
 
-# %% book/modules.md#the-cells-of-a-module 64a77d4c
+# %% book/modules.md#the-cells-of-a-module a31b46f3
 import ast
 import re
 import textwrap
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from bertbook.chapters import (
@@ -38,7 +39,7 @@ from bertbook.chapters import (
 )
 
 
-# %% book/modules.md#the-cells-of-a-module 4dc5f454
+# %% book/modules.md#the-cells-of-a-module 43fe4aca
 @dataclass(frozen=True)
 class Book:
     """The chapters in reading order, and the cells of each module."""
@@ -46,7 +47,7 @@ class Book:
     root: Path
     chapters: tuple[Chapter, ...]
 
-    @property
+    @cached_property
     def modules(self) -> dict[str, list[Cell]]:
         """The exported cells by target, `attention.py`, in order."""
         modules: dict[str, list[Cell]] = {}
