@@ -7,7 +7,7 @@ pretraining, and the best model kept.
 The page: https://bertbook.github.io/bertbook/book/finetuning.html
 """
 
-# Tangled from book/finetuning.md (c1a7efb6): edit it there and run
+# Tangled from book/finetuning.md (1d683e60): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -47,10 +47,11 @@ def bucketed(
     return [batches[number] for number in draw.permutation(len(batches))]
 
 
-# %% book/finetuning.md#the-settings-of-a-run 1ccbb9dc
+# %% book/finetuning.md#the-settings-of-a-run 5fb3ec4a
 import math
 from dataclasses import dataclass, field, replace
 
+from bertbook.objectives import fast_dtype
 from bertbook.optimization import Length, Optimization, check_fields
 
 
@@ -85,7 +86,7 @@ def _usual():
     return Optimization("adamw", 1e-4, betas=(0.9, 0.999), warmup=0.1)
 
 
-# %% book/finetuning.md#the-settings-of-a-run afb8a534
+# %% book/finetuning.md#the-settings-of-a-run 1d2e13ca
 @dataclass(frozen=True)
 class Finetuning:
     """Everything that decides what a fine-tuning computes.
@@ -104,7 +105,7 @@ class Finetuning:
     dropout: float | None = None  # None: as in `initial`
     reinitialised: int = 0  # top layers that are drawn anew
     fresh: bool = False  # draw everything anew: a control
-    dtype: str = "bfloat16"  # of matrix products; or "float32"
+    dtype: str = field(default_factory=fast_dtype)  # of matrix products
     evaluate_every: int | None = None  # steps; None: once an epoch
     patience: int | None = None  # evaluations without progress
     seed: int = 0

@@ -6,7 +6,7 @@ adds up gradients so that neither parts nor processes change them.
 The page: https://bertbook.github.io/bertbook/book/objectives.html
 """
 
-# Tangled from book/objectives.md (6deb7325): edit it there and run
+# Tangled from book/objectives.md (6670a7ed): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "count_labels",
     "encode",
     "evaluate_masked",
+    "fast_dtype",
     "make_batch",
     "masked_scores",
     "rows_of",
@@ -139,7 +140,16 @@ class Objective(nn.Module):
         return sums
 
 
-# %% book/objectives.md#the-settings-of-a-run d440a786
+# %% book/objectives.md#the-settings-of-a-run 5e83c030
+def fast_dtype() -> str:
+    """"bfloat16" where this machine multiplies it, else "float32"."""
+    known = torch.cpu.get_capabilities()
+    if torch.cuda.is_available() or known.get("avx512_bf16"):
+        return "bfloat16"
+    return "float32"
+
+
+# %% book/objectives.md#the-settings-of-a-run 4ff2bc1e
 from bertbook.config import BertConfig
 from bertbook.masking import Masking
 from bertbook.optimization import Length, Optimization, check_fields
@@ -161,7 +171,7 @@ class Pretraining:
     masking: Masking = field(default_factory=lambda: Masking(rate=0.4))
     last_rate: float = 0.2  # the masking rate falls to this
     optimization: Optimization = field(default_factory=Optimization)
-    dtype: str = "bfloat16"  # of matrix products; or "float32"
+    dtype: str = field(default_factory=fast_dtype)  # of matrix products
     compiled: bool = False  # by torch.compile
     positions: str = "sinusoidal"  # how they begin; or "drawn"
     initial: str = ""  # folder of a model to go on from; "": fresh weights

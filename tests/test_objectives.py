@@ -1,6 +1,7 @@
 """Losses, settings, the order of rows, accumulation, evaluation."""
 
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 import bertbook.objectives
 from bertbook.config import BertConfig
 from bertbook.corpora import load_corpus
+from bertbook.finetuning import Finetuning
 from bertbook.heads import BertForMaskedLM, BertForPreTraining
 from bertbook.masking import MaskedRows, Masking, Pieces, spread_labels
 from bertbook.objectives import (
@@ -517,3 +519,27 @@ def test_only_training_rows_depend_on_the_seed(files, objective):
     ]
     assert np.array_equal(cut[0], cut[1])
     assert not np.array_equal(cut[2], cut[3])
+
+
+@pytest.mark.parametrize("settings", ["pretrain", "finetune"])
+def test_the_type_of_products_is_what_the_machine_is_fast_in(
+    monkeypatch, settings
+):
+    """Chosen when settings are made, so that a resumed run keeps it."""
+
+    def dtype():
+        if settings == "finetune":
+            return Finetuning("classify", "some/model").dtype
+        return Pretraining(CONFIG, Length(steps=1), seq_length=SEQ).dtype
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for flags, expected in (
+        ({"avx512_bf16": True, "amx_bf16": True}, "bfloat16"),
+        ({"avx512_f": True, "avx512_bf16": False}, "float32"),
+        ({"neon": True}, "float32"),
+    ):
+        known = partial(dict, flags)
+        monkeypatch.setattr("torch.cpu.get_capabilities", known)
+        assert dtype() == expected
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert dtype() == "bfloat16"
