@@ -269,7 +269,7 @@ THIN = """() => {
                   'nav.bd-links li:not(.current)': 5};
   for (const [same, count] of Object.entries(enough))
     for (const each of [...document.querySelectorAll(same)].slice(count))
-      each.replaceWith('x');
+      each.tagName === 'LI' ? each.remove() : each.replaceWith('x');
 }"""
 
 
