@@ -6,7 +6,7 @@ lines each.
 The page: https://bertbook.github.io/bertbook/book/commands.html
 """
 
-# Tangled from book/commands.md (472cd591): edit it there and run
+# Tangled from book/commands.md (98ba73d6): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -322,7 +322,7 @@ def _new_task(options, length, train):
     return _make_task(options.task, length, *model)
 
 
-# %% book/commands.md#one-that-trains 7a97f6fa
+# %% book/commands.md#one-that-trains 2854464f
 def run_finetune(options: Namespace) -> int:
     """The command `finetune`; the exit status, 130 if it was stopped.
 
@@ -331,15 +331,19 @@ def run_finetune(options: Namespace) -> int:
     `bertbook.finetuning` raises.
     """
     from bertbook.finetuning import finetune
+    from bertbook.objectives import fast_dtype
     from bertbook.run_folder import refuse_full
     from bertbook.tokenizer import BertTokenizer
 
-    out, settings = Path(options.out), _settings(options)
+    out, device = Path(options.out), _device(options.device)
     if not options.resume:
         refuse_full(out)
+    begun = facts_in(out / "run.json") if options.resume else {}
+    options.dtype = options.dtype or begun.get("dtype", fast_dtype(device))
+    settings = _settings(options)
     data = _training_data(options)
     tokenizer = BertTokenizer.from_pretrained(options.initial)
-    how = {"resume": options.resume, "device": _device(options.device)}
+    how = {"resume": options.resume, "device": device}
     how["show_progress"] = not options.quiet
     if options.save_every:
         how["save_every"] = options.save_every

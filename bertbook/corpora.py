@@ -8,7 +8,7 @@ datasets.Dataset.
 The page: https://bertbook.github.io/bertbook/book/corpora.html
 """
 
-# Tangled from book/corpora.md (275df4ad): edit it there and run
+# Tangled from book/corpora.md (086616a1): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 
-# %% book/corpora.md#damage-and-repair 8f2deaa8
+# %% book/corpora.md#damage-and-repair b2d74900
 import csv
 import hashlib
 import html
@@ -43,7 +43,7 @@ from itertools import groupby
 from pathlib import Path
 from unicodedata import normalize
 
-from bertbook.sources import SOURCES, digest, read_files
+from bertbook.sources import SOURCES, read_files
 
 _ENTITY = re.compile(r"&#?\w+;")
 _BREAK = re.compile(r"<[bh]r\s*/?>")
@@ -224,30 +224,45 @@ def corpus_features(name):
     return hf.Features(columns)
 
 
-# %% book/corpora.md#datasets-with-declared-features 569f50aa
+# %% book/corpora.md#datasets-with-declared-features 5ba0bb03
+import sys
 from importlib.util import find_spec
 
 from bertbook.reproducibility import kept, write_atomically
 
+_CODE = Path(find_spec("bertbook.corpora").origin).read_bytes()
+
 
 def _split_file(name, split):
     """Where a parsed split is kept; OSError where nothing can be."""
-    code = Path(find_spec("bertbook.corpora").origin).read_bytes()
-    key = digest({"code": code, "files": SOURCES[name].sha256.encode()})
-    return kept(f"corpora/{name}-{split}-{key[:16]}.arrow")
+    key = hashlib.sha256(sys.version.encode() + _CODE)
+    key.update(SOURCES[name].sha256.encode())
+    return kept(f"corpora/{name}-{split}-{key.hexdigest()[:16]}.arrow")
 
 
-def _as_arrow(dataset):
-    """The bytes of a dataset, as `Dataset.from_file` reads them."""
+def _as_bytes(dataset):
+    """A dataset as a stream of Arrow, and the digest of that."""
     import pyarrow
 
     table, sink = dataset.data.table, pyarrow.BufferOutputStream()
     with pyarrow.ipc.new_stream(sink, table.schema) as stream:
         stream.write_table(table)
-    return sink.getvalue()
+    data = sink.getvalue().to_pybytes()
+    return data + hashlib.sha256(data).digest()
 
 
-# %% book/corpora.md#datasets-with-declared-features 532701de
+def _read_split(name, split):
+    import pyarrow
+
+    data = memoryview(_split_file(name, split).read_bytes())
+    data, expected = data[:-32], data[-32:]
+    if hashlib.sha256(data).digest() != expected:
+        raise ValueError("damaged")
+    hf, buffer = _import_datasets(), pyarrow.py_buffer(data)
+    return hf.Dataset.from_buffer(buffer, split=hf.NamedSplit(split))
+
+
+# %% book/corpora.md#datasets-with-declared-features 0e726364
 from contextlib import suppress
 
 
@@ -259,24 +274,16 @@ def _parse_splits(name):
             columns, features, split=hf.NamedSplit(split)
         )
         with suppress(OSError):
-            data = _as_arrow(splits[split])
+            data = _as_bytes(splits[split])
             write_atomically(_split_file(name, split), data)
     return splits
 
 
 @cache
 def _load_embedded(name):
-    hf = _import_datasets()
     read_files(SOURCES[name])  # refuses altered ones
     try:
-        return {
-            split: hf.Dataset.from_file(
-                str(_split_file(name, split)),
-                split=hf.NamedSplit(split),
-                in_memory=True,
-            )
-            for split in SPLITS
-        }
+        return {split: _read_split(name, split) for split in SPLITS}
     except (OSError, ValueError):
         return _parse_splits(name)
 

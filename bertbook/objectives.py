@@ -6,7 +6,7 @@ adds up gradients so that neither parts nor processes change them.
 The page: https://bertbook.github.io/bertbook/book/objectives.html
 """
 
-# Tangled from book/objectives.md (6670a7ed): edit it there and run
+# Tangled from book/objectives.md (c187178b): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -140,13 +140,11 @@ class Objective(nn.Module):
         return sums
 
 
-# %% book/objectives.md#the-settings-of-a-run 5e83c030
-def fast_dtype() -> str:
-    """"bfloat16" where this machine multiplies it, else "float32"."""
-    known = torch.cpu.get_capabilities()
-    if torch.cuda.is_available() or known.get("avx512_bf16"):
-        return "bfloat16"
-    return "float32"
+# %% book/objectives.md#the-settings-of-a-run 5a4ee8ac
+def fast_dtype(device: str = "cpu") -> str:
+    """The type in which products on `device` are known to be fast."""
+    has_it = torch.cpu.get_capabilities().get("avx512_bf16")
+    return "bfloat16" if has_it or device != "cpu" else "float32"
 
 
 # %% book/objectives.md#the-settings-of-a-run 4ff2bc1e

@@ -6,7 +6,7 @@ transformers, and trains with both for the same minutes on the same text.
 The page: https://bertbook.github.io/bertbook/book/side_by_side.html
 """
 
-# Tangled from book/side_by_side.md (136b3282): edit it there and run
+# Tangled from book/side_by_side.md (336f25f8): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -118,7 +118,7 @@ def trainer_run(
     return run
 
 
-# %% book/side_by_side.md#ours 34b821a1
+# %% book/side_by_side.md#ours 94bd3f94
 from itertools import islice
 
 from bertbook.masking import Pieces
@@ -138,7 +138,9 @@ def our_run(text: Text, preset: str = "mini") -> Callable[[], float]:
     """
     size = len(text.tokenizer.get_vocab())
     run = start_run(
-        Pretraining(small_budget(preset, size), Length(steps=1000))
+        Pretraining(
+            small_budget(preset, size), Length(steps=1000), dtype="bfloat16"
+        )
     )
     settings, pieces = run.settings, Pieces.of(text.tokenizer)
     rows = PackedRows(text.train, settings.seq_length, text.tokenizer)

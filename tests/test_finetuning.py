@@ -721,13 +721,14 @@ def test_killed_before_a_change_of_a_file(start, reference, tmp_path):
     "changes",
     [
         {"dtype": "float32"},
+        {"dtype": "bfloat16"},
         {"pooling": "pooler", "reinitialised": 1},
         {"optimization": {"optimizer": "bert_adam"}},
         {"optimization": {"optimizer": "muon"}, "fresh": True},
         {"patience": 2, "optimization": {"learning_rate": 0.5}},
         {"evaluate_every": None, "epochs": 1.5, "batch_size": 7},
     ],
-    ids=["float32", "pooler", "bert_adam", "muon", "patience", "epochs"],
+    ids=("float32 bfloat16 pooler bert_adam muon patience epochs".split()),
 )
 def test_other_settings_resume_exactly(start, tmp_path, changes):
     finish(tmp_path / "whole", start, **changes)
