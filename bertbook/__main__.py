@@ -1,12 +1,11 @@
-"""Commands for trained models
+"""The whole table
 
-Fine-tunes, scores and calls models from a shell: seven commands of a few
-lines each.
+A section of the chapter: Commands for trained models
 
 The page: https://bertbook.github.io/bertbook/book/commands.html
 """
 
-# Tangled from book/commands.md (ce45a6c7): edit it there and run
+# Tangled from book/commands.md (b553af4d): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 # %% book/commands.md#the-whole-table 02692e78

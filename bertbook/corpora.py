@@ -8,7 +8,7 @@ datasets.Dataset.
 The page: https://bertbook.github.io/bertbook/book/corpora.html
 """
 
-# Tangled from book/corpora.md (086616a1): edit it there and run
+# Tangled from book/corpora.md (d975bb64): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -344,13 +344,14 @@ def _load_from_hub(name, split, config, streaming):
     return load(repository, config, split=split, streaming=streaming)
 
 
-# %% book/corpora.md#the-hub-and-no-hub 3e7d746f
+# %% book/corpora.md#the-hub-and-no-hub 864ec116
 def load_corpus(name, split="train", config=None, streaming=False):
     """One split of a corpus as a `datasets.Dataset`, or as a stream of it.
 
     `name`: `imdb`, `rotten_tomatoes`, `bbc_news` or `wnut`, whose columns
     `corpus_features` describes and whose splits are `SPLITS`; else
     `wikitext-2`, or what `datasets.load_dataset` takes, with its `config`.
+    An embedded corpus is parsed once, and its splits are kept on disk.
     Raises ModuleNotFoundError (package missing), ValueError (files
     altered, no such split) or ConnectionError (not here, and no network).
     """

@@ -6,7 +6,7 @@ everywhere, and names every cell that a module could not hold.
 The page: https://bertbook.github.io/bertbook/book/modules.html
 """
 
-# Tangled from book/modules.md (d98a1543): edit it there and run
+# Tangled from book/modules.md (947d475c): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -217,14 +217,18 @@ def _public_names(cells: list[Cell]) -> list[str]:
     return sorted(name for name in names if not name.startswith("_"))
 
 
-# %% book/modules.md#a-module-byte-by-byte 6c998839
+# %% book/modules.md#a-module-byte-by-byte d5a24227
 def _header(book: Book, name: str, cells: list[Cell]) -> str:
     stem = name.removesuffix(".py")
     pages = {page.path: page for page in book.chapters}
     page = pages.get(f"book/{stem}.md") or pages[cells[0].chapter]
-    summary = textwrap.fill(page.summary, 76)
+    title, summary = page.title, textwrap.fill(page.summary, 76)
+    own = Path(page.path).stem
+    if own != stem and f"{own}.py" in book.modules:
+        title = cells[0].section.replace("-", " ").capitalize()
+        summary = f"A section of the chapter: {page.title}"
     address = f"{base_url(book.root)}/{page.path[:-3]}.html"
-    text = f"{page.title}\n\n{summary}\n\nThe page: {address}\n"
+    text = f"{title}\n\n{summary}\n\nThe page: {address}\n"
     text = text.replace("\\", "\\\\").replace('"""', '\\"\\"\\"')
     text = re.sub('^"', '\\\\"', re.sub("(?m)^# %%", "\\\\x23 %%", text))
     public = "".join(f'    "{each}",\n' for each in _public_names(cells))

@@ -1,14 +1,11 @@
-"""Real text
+"""Files you can trust
 
-Four well-known collections of English text that are there without a
-download: film reviews, one-sentence verdicts, news articles and tweets.
-load_corpus checks them, repairs them, splits them and hands them over as
-datasets.Dataset.
+A section of the chapter: Real text
 
 The page: https://bertbook.github.io/bertbook/book/corpora.html
 """
 
-# Tangled from book/corpora.md (1fe8af84): edit it there and run
+# Tangled from book/corpora.md (98350ed8): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [

@@ -55,15 +55,6 @@ def bertbook(line, folder, **options):
     )
 
 
-def in_process(line, folder, capfd, monkeypatch):
-    """As `bertbook`, without the seconds that a new process imports."""
-    monkeypatch.chdir(folder)
-    monkeypatch.delenv("BERTBOOK_TRACEBACK", raising=False)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    status, said = main(shlex.split(line)), capfd.readouterr()
-    return subprocess.CompletedProcess(line, status, said.out, said.err)
-
-
 def refused(done, *words, status=1):
     """One sentence on stderr, no traceback, nothing on stdout."""
     assert done.returncode == status, done.stderr
@@ -385,7 +376,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("kind", WRONG)
-def test_wrong_input_is_one_sentence(folder, kind, capfd, monkeypatch):
+def test_wrong_input_is_one_sentence(folder, kind, call_line):
     if kind == "GPU" and torch.cuda.is_available():
         pytest.skip("there is a GPU")
     (folder / "latin.txt").write_bytes("so\nêtre".encode("latin-1"))
@@ -402,7 +393,7 @@ def test_wrong_input_is_one_sentence(folder, kind, capfd, monkeypatch):
     )
     out = "" if "--out" in words else " --out never"
     line = f"pretrain {words}{length}{out}"
-    refused(in_process(line, folder, capfd, monkeypatch), *said)
+    refused(call_line(line, folder), *said)
     if kind in ("no such file", "no initial"):
         refused(bertbook(line, folder), *said)
     assert not (folder / "never/run.json").exists()

@@ -20,7 +20,7 @@ from test_command_line import ENVIRONMENT
 
 from bertbook.batching import Loaded
 from bertbook.classification import Classification
-from bertbook.command_line import main, make_parser
+from bertbook.command_line import make_parser
 from bertbook.commands import COMMANDS, _answers, _settings
 from bertbook.config import BertConfig
 from bertbook.finetuning import Finetuning
@@ -98,18 +98,15 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture
-def shell(place, capsys, monkeypatch):
+def shell(place, call_line, monkeypatch):
     """Call a line in the folder; its status and what it said."""
     monkeypatch.chdir(place)
-    monkeypatch.delenv("BERTBOOK_TRACEBACK", raising=False)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
     def call(line, typed=b""):
-        file = io.TextIOWrapper(io.BytesIO(typed))
-        monkeypatch.setattr(sys, "stdin", file)
-        status = main(shlex.split(line), COMMANDS)
-        said = capsys.readouterr()
-        return SimpleNamespace(status=status, out=said.out, err=said.err)
+        done = call_line(line, place, typed)
+        return SimpleNamespace(
+            status=done.returncode, out=done.stdout, err=done.stderr
+        )
 
     return call
 
@@ -549,9 +546,9 @@ def test_stopped_and_continued(data, shell, monkeypatch):
     )
     other = shell(f"{line} --seed 3 --out halves --resume")
     assert other.status == 1 and "seed is 0 there and 3 here" in other.err
-    other = {"avx512_bf16": fast_dtype() == "float32"}  # machine
+    elsewhere = {"avx512_bf16": fast_dtype() == "float32"}
     with monkeypatch.context() as patch:
-        patch.setattr("torch.cpu.get_capabilities", lambda: other)
+        patch.setattr("torch.cpu.get_capabilities", lambda: elsewhere)
         again = shell(f"{line} --out halves --resume")
     assert again.status == 0, again.err
     assert (
@@ -761,10 +758,10 @@ def test_help_is_quick():
 
 
 @pytest.mark.parametrize("name", _GROUPS)
-def test_help_says_every_option_and_default(name, shell, capsys):
+def test_help_says_every_option_and_default(name, shell, capfd):
     with pytest.raises(SystemExit):
         shell(f"{name} --help")
-    text = capsys.readouterr().out
+    text = capfd.readouterr().out
     widths = sorted(len(line) for line in text.splitlines())
     assert widths[-2] <= 80
     flat = " ".join(text.split())

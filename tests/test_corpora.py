@@ -436,15 +436,14 @@ def test_a_damaged_kept_file_is_made_again(kept_in, damage):
     assert file.read_bytes() == whole
 
 
-def test_where_nothing_can_be_kept_it_is_parsed(monkeypatch):
+def test_where_nothing_can_be_kept_it_is_parsed(monkeypatch, kept_in):
     def full(name):
         raise OSError("no space left")
 
     made = load_corpus("wnut", "test")
+    corpora._load_embedded.cache_clear()
     monkeypatch.setattr(corpora, "kept", full)
-    corpora._load_embedded.cache_clear()
     assert load_corpus("wnut", "test")[:] == made[:]
-    corpora._load_embedded.cache_clear()
 
 
 # Faults

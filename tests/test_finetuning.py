@@ -728,7 +728,7 @@ def test_killed_before_a_change_of_a_file(start, reference, tmp_path):
         {"patience": 2, "optimization": {"learning_rate": 0.5}},
         {"evaluate_every": None, "epochs": 1.5, "batch_size": 7},
     ],
-    ids=("float32 bfloat16 pooler bert_adam muon patience epochs".split()),
+    ids="float32 bfloat16 pooler bert_adam muon patience epochs".split(),
 )
 def test_other_settings_resume_exactly(start, tmp_path, changes):
     finish(tmp_path / "whole", start, **changes)
