@@ -6,7 +6,7 @@ chapter and the line where one fails.
 The page: https://bertbook.github.io/bertbook/book/execute.html
 """
 
-# Tangled from book/execute.md (60546275): edit it there and run
+# Tangled from book/execute.md (952cfc4e): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -109,7 +109,10 @@ def store_executed(root: Path, chapter: Chapter, notebook, key: str):
     write_atomically(executed_path(root, chapter), text)
 
 
-# %% book/execute.md#one-run-by-pytest d508da3f
+# %% book/execute.md#one-run-by-pytest 37f290b7
+from bertbook.kernels import fork_settings
+
+
 def _pytest(root: Path, arguments: list[str], threads: str) -> str:
     """Run pytest on notebooks, say what is done; returns its words."""
     search = [str(root), os.environ.get("PYTHONPATH", "")]
@@ -118,16 +121,20 @@ def _pytest(root: Path, arguments: list[str], threads: str) -> str:
         for name, value in os.environ.items()
         if not name.startswith("PYTEST_")
     }
-    environment = inherited | {
-        "PYTHONPATH": os.pathsep.join(filter(None, search)),
-        "PYTHONHASHSEED": "0",
-        "IPYTHONDIR": str(root / STORE / "ipython"),
-        "JUPYTER_PLATFORM_DIRS": "1",
-        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-        "OMP_NUM_THREADS": threads,
-        # Without widgets tqdm warns, and names a path of this machine.
-        "PYTHONWARNINGS": "ignore:IProgress not found",
-    }
+    environment = (
+        inherited
+        | fork_settings(root)
+        | {
+            "PYTHONPATH": os.pathsep.join(filter(None, search)),
+            "PYTHONHASHSEED": "0",
+            "IPYTHONDIR": str(root / STORE / "ipython"),
+            "JUPYTER_PLATFORM_DIRS": "1",
+            "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+            "OMP_NUM_THREADS": threads,
+            # Without widgets tqdm warns, and names a path of this machine.
+            "PYTHONWARNINGS": "ignore:IProgress not found",
+        }
+    )
     command = [
         sys.executable,
         "-m",

@@ -3,7 +3,6 @@
 import ast
 import importlib
 import inspect
-import multiprocessing
 import re
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import pytest
 from exercises import run_exercises
 
 import bertbook
+from bertbook.kernels import FORKS
 from bertbook.modules import load_book
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,10 +28,6 @@ WITH_CODE = [
     for chapter in WITH_CELLS
     if any("tangle" in cell.options for cell in chapter.cells)
 ]
-
-# A process that has loaded what most pages load is forked for each page.
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["warm"])
 
 
 @pytest.mark.parametrize("chapter", WITH_CELLS, ids=lambda page: page.path)
