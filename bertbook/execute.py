@@ -6,7 +6,7 @@ chapter and the line where one fails.
 The page: https://bertbook.github.io/bertbook/book/execute.html
 """
 
-# Tangled from book/execute.md (952cfc4e): edit it there and run
+# Tangled from book/execute.md (c570fb0e): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -109,11 +109,8 @@ def store_executed(root: Path, chapter: Chapter, notebook, key: str):
     write_atomically(executed_path(root, chapter), text)
 
 
-# %% book/execute.md#one-run-by-pytest 37f290b7
-from bertbook.kernels import fork_settings
-
-
-def _pytest(root: Path, arguments: list[str], threads: str) -> str:
+# %% book/execute.md#one-run-by-pytest a7f17640
+def _pytest(root: Path, arguments: list[str], settings: dict) -> str:
     """Run pytest on notebooks, say what is done; returns its words."""
     search = [str(root), os.environ.get("PYTHONPATH", "")]
     inherited = {
@@ -121,20 +118,15 @@ def _pytest(root: Path, arguments: list[str], threads: str) -> str:
         for name, value in os.environ.items()
         if not name.startswith("PYTEST_")
     }
-    environment = (
-        inherited
-        | fork_settings(root)
-        | {
-            "PYTHONPATH": os.pathsep.join(filter(None, search)),
-            "PYTHONHASHSEED": "0",
-            "IPYTHONDIR": str(root / STORE / "ipython"),
-            "JUPYTER_PLATFORM_DIRS": "1",
-            "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-            "OMP_NUM_THREADS": threads,
-            # Without widgets tqdm warns, and names a path of this machine.
-            "PYTHONWARNINGS": "ignore:IProgress not found",
-        }
-    )
+    environment = settings | {
+        "PYTHONPATH": os.pathsep.join(filter(None, search)),
+        "PYTHONHASHSEED": "0",
+        "IPYTHONDIR": str(root / STORE / "ipython"),
+        "JUPYTER_PLATFORM_DIRS": "1",
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+        # Without widgets tqdm warns, and names a path of this machine.
+        "PYTHONWARNINGS": "ignore:IProgress not found",
+    }
     command = [
         sys.executable,
         "-m",
@@ -152,7 +144,7 @@ def _pytest(root: Path, arguments: list[str], threads: str) -> str:
         TemporaryDirectory(ignore_cleanup_errors=True) as temporary,
         subprocess.Popen(
             [*command, *arguments],
-            env=environment | {"TMPDIR": temporary},
+            env=inherited | environment | {"TMPDIR": temporary},
             cwd=root,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -166,7 +158,10 @@ def _pytest(root: Path, arguments: list[str], threads: str) -> str:
     return words
 
 
-# %% book/execute.md#one-run-by-pytest e2e77ea5
+# %% book/execute.md#one-run-by-pytest 94bb99bd
+from bertbook.kernels import fork_settings
+
+
 def run_notebooks(
     root: Path, paths: list[Path], timeout: int, threads: str = "1"
 ) -> dict:
@@ -175,17 +170,19 @@ def run_notebooks(
 
     report = root / STORE / "report.xml"
     report.unlink(missing_ok=True)
+    processes = min(2, len(paths))
+    forked = fork_settings(root) if len(paths) > processes else {}
     words = _pytest(
         root,
         [
             f"--rootdir={root / STORE}",
             f"--nbmake-timeout={timeout}",
-            f"--numprocesses={min(2, len(paths))}",
+            f"--numprocesses={processes}",
             "--maxschedchunk=1",
             f"--junitxml={report}",
             *map(str, paths),
         ],
-        threads,
+        {"OMP_NUM_THREADS": threads} | forked,
     )
     if not report.exists():
         raise TangleError(f"{STORE}:1: pytest did not run\n{words}")
