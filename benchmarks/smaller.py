@@ -35,9 +35,9 @@ from bertbook.tokenizer import BertTokenizer
 
 SHORT = "avx512_bf16", "amx_bf16", "avx_vnni", "avx512_vnni", "amx_int8"
 ROOT = Path(__file__).resolve().parent.parent
-SETTINGS = Finetuning(
-    "classify", "all-MiniLM-L6-v2", epochs=2
-)  # as on the page
+SETTINGS = Finetuning(  # as on the page
+    "classify", "all-MiniLM-L6-v2", epochs=1
+)
 BATCH = 32
 
 

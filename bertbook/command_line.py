@@ -6,7 +6,7 @@ defaults are those of the settings, and errors of one sentence.
 The page: https://bertbook.github.io/bertbook/book/command_line.html
 """
 
-# Tangled from book/command_line.md (c9a8d84a): edit it there and run
+# Tangled from book/command_line.md (2557cf32): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -281,7 +281,7 @@ def _ready_text(options, out, settings):
     return open_text(out)
 
 
-# %% book/command_line.md#the-run aecded1a
+# %% book/command_line.md#the-run 77810822
 from bertbook.run_options import (
     add_pretrain_arguments,
     chosen_settings,
@@ -305,7 +305,7 @@ def run_pretrain(options: Namespace) -> int:
             size = len(text.tokenizer.get_vocab())
             least = data["model"]["vocab_size"]
             data["model"]["vocab_size"] = max(size, least)
-            if device == "cuda":  # where the kernel is always faster
+            if device == "cuda":  # where the fused kernel is faster
                 data["model"]["attn_implementation"] = "sdpa"
             data["dtype"] = vars(options).get("dtype", fast_dtype(device))
             settings = settings_from(data)

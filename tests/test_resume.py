@@ -7,7 +7,6 @@ step read, and the files of the model. Only `seconds` may differ.
 """
 
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -21,6 +20,7 @@ import resume_driver
 from resume_driver import SAVE_EVERY, STEPS
 
 from bertbook.corpora import load_corpus
+from bertbook.kernels import FORKS
 from bertbook.token_files import write_token_files
 from bertbook.tokenizer import BertTokenizer
 from bertbook.training_loop import load_tensors, read_log
@@ -28,13 +28,6 @@ from bertbook.vocabulary import train_wordpiece
 
 DRIVER = Path(resume_driver.__file__)
 LIMIT = 120  # seconds, in which any run here must end
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(
-    [
-        "bertbook.pretraining",
-        "torch._dynamo",
-    ]  # which optimizers import late
-)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -61,7 +54,7 @@ def text(tmp_path_factory):
 
 def start(out, text, target=resume_driver.train_aside, **options):
     """A process that trains in `out` on what is in `text`."""
-    process = PROCESSES.Process(
+    process = FORKS.Process(
         target=target, args=(str(out), str(text), options)
     )
     process.start()
