@@ -7,7 +7,7 @@ work.
 The page: https://bertbook.github.io/bertbook/book/pages.html
 """
 
-# Tangled from book/pages.md (45c46818): edit it there and run
+# Tangled from book/pages.md (9252d074): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -338,16 +338,19 @@ def _mend_links(app, doctree) -> None:
     keep_own_links(found, app.bertbook.hidden)
 
 
-# %% book/pages.md#all-events c6dd9c90
+# %% book/pages.md#all-events 58875642
 _SAFE = """sphinx_jupyterbook_latex sphinx_multitoc_numbering
     sphinx-mathjax-offline""".split()
 
 
 def _prepare(app) -> None:
     """Event builder-inited: read the book, turn to sphinx-codeautolink."""
+    from jupyter_cache import get_cache
     from myst_nb.core.execute import cache
 
     cache.single_nb_execution = _refuse_to_execute
+    kept = get_cache(app.env.mystnb_config.execution_cache_path)
+    kept.list_cache_records()  # creates it
     app.parallel = describe_machine()["cores"] + 1  # one hands out
     for name in app.extensions.keys() & _SAFE:
         app.extensions[name].parallel_read_safe = True

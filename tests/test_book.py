@@ -107,7 +107,7 @@ def test_public_names_are_documented(name):
 
 
 def test_modules_import_only_earlier_chapters():
-    """Of one chapter too: each cell is checked when the book is loaded."""
+    """Within a chapter the tangler checks it, cell by cell."""
     pages = [chapter.path for chapter in BOOK.chapters]
     order = {
         name.removesuffix(".py"): pages.index(cells[0].chapter)
