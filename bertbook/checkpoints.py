@@ -6,7 +6,7 @@ and writes a model so that others can load it.
 The page: https://bertbook.github.io/bertbook/book/checkpoints.html
 """
 
-# Tangled from book/checkpoints.md (227241d9): edit it there and run
+# Tangled from book/checkpoints.md (be94ae1e): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -15,7 +15,9 @@ __all__ = [
 ]
 
 
-# %% book/checkpoints.md#fresh-weights 09786485
+# %% book/checkpoints.md#fresh-weights 454eda16
+import math
+
 import torch
 from torch import nn
 
@@ -34,7 +36,9 @@ def draw(module: nn.Module, name: str, std: float) -> None:
     elif isinstance(module, nn.LayerNorm):
         parameter.fill_(1.0)
     else:
-        nn.init.trunc_normal_(parameter, 0.0, std, -2 * std, 2 * std)
+        inside = math.erf(math.sqrt(2))
+        parameter.uniform_(-inside, inside).erfinv_()
+        parameter.mul_(math.sqrt(2) * std).clamp_(-2 * std, 2 * std)
     if isinstance(module, nn.Embedding) and module.padding_idx is not None:
         parameter[module.padding_idx].zero_()
 

@@ -6,7 +6,7 @@ that every identifier in code and prose can be a link.
 The page: https://bertbook.github.io/bertbook/book/links.html
 """
 
-# Tangled from book/links.md (a6af4d57): edit it there and run
+# Tangled from book/links.md (8c06766a): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -14,7 +14,7 @@ __all__ = [
     "documented",
     "full_name",
     "hidden_imports",
-    "keep_own_links",
+    "link_names",
     "linked_body",
     "near",
     "own_names",
@@ -23,10 +23,11 @@ __all__ = [
 ]
 
 
-# %% book/links.md#which-names-there-are 1c75ce44
+# %% book/links.md#which-names-there-are 3cd4ac15
 import ast
 import json
 import re
+from bisect import bisect
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -119,7 +120,7 @@ def hidden_imports(book: Book) -> dict[str, str]:
     return lines
 
 
-# %% book/links.md#imports-that-nobody-sees 19d90c04
+# %% book/links.md#imports-that-nobody-sees 4b4aec0c
 def own_names(source: str, hidden: dict[str, str]) -> tuple[str, str]:
     """`source`, and what sphinx-codeautolink is to read in its place."""
     from sphinx_codeautolink import clean_ipython
@@ -129,24 +130,37 @@ def own_names(source: str, hidden: dict[str, str]) -> tuple[str, str]:
     return clean_ipython(source)
 
 
-def keep_own_links(findings: list, hidden: dict[str, str]) -> None:
-    """Mend what sphinx-codeautolink found in the cells of a page.
+# %% book/links.md#imports-that-nobody-sees 93eeed86
+def link_names(findings: list, hidden: dict[str, str]) -> None:
+    """Give each block of a page the names of this package that it uses.
 
-    Its lines are one too high where `own_names` put an import first, and
-    names of other packages have no page here to link to.
+    `findings` are what sphinx-codeautolink found in each block alone. A
+    name found in an import that `own_names` added has no line there.
     """
+    from sphinx_codeautolink.parse import parse_names
+
+    starts, program = [], []
     for found in findings:
-        shift = found.source.strip() in hidden
-        last = found.source.count("\n") + 1
-        for name in found.names:
-            name.lineno -= shift
-            name.end_lineno -= shift
-        found.names = [
-            name
-            for name in found.names
-            if name.import_components[0] == "bertbook"
-            and 1 <= name.lineno <= name.end_lineno <= last
-        ]
+        _, seen = own_names(found.source, hidden)
+        starts.append(len(program) + (found.source.strip() in hidden))
+        program += (seen if _parses(seen) else "").split("\n")
+        found.names = []
+    for name in parse_names("\n".join(program), None):
+        place = bisect(starts, name.lineno - 1) - 1
+        name.lineno -= starts[place]
+        name.end_lineno -= starts[place]
+        last = findings[place].source.count("\n") + 1
+        ours = name.import_components[0] == "bertbook"
+        if ours and 1 <= name.lineno <= name.end_lineno <= last:
+            findings[place].names.append(name)
+
+
+def _parses(code: str) -> bool:
+    try:
+        ast.parse(code)
+    except SyntaxError:
+        return False  # of which sphinx-codeautolink has warned
+    return True
 
 
 # %% book/links.md#imports-that-nobody-sees 789f7c62

@@ -7,7 +7,7 @@ work.
 The page: https://bertbook.github.io/bertbook/book/pages.html
 """
 
-# Tangled from book/pages.md (9252d074): edit it there and run
+# Tangled from book/pages.md (7edaa233): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 
-# %% book/pages.md#a-caption-over-each-exported-cell d3a87d5f
+# %% book/pages.md#a-caption-over-each-exported-cell c70f3dbf
 import re
 from functools import partial
 from pathlib import Path
@@ -36,7 +36,7 @@ from bertbook.links import (
     documented,
     full_name,
     hidden_imports,
-    keep_own_links,
+    link_names,
     linked_body,
     near,
     own_names,
@@ -331,11 +331,11 @@ def finish_page(app, pagename, templatename, context, doctree) -> None:
         )
 
 
-# %% book/pages.md#all-events dec4dbba
-def _mend_links(app, doctree) -> None:
+# %% book/pages.md#all-events 5fa3af85
+def _find_links(app, doctree) -> None:
     """Event doctree-read, after sphinx-codeautolink."""
     found = app.env.sphinx_codeautolink_transforms.get(app.env.docname, [])
-    keep_own_links(found, app.bertbook.hidden)
+    link_names(found, app.bertbook.hidden)
 
 
 # %% book/pages.md#all-events 58875642
@@ -383,7 +383,7 @@ def _prepare(app) -> None:
     app.bertbook.linker = linker
 
 
-# %% book/pages.md#all-events d8c6f3a3
+# %% book/pages.md#all-events 1bdf4362
 def setup(app) -> dict:
     """What Sphinx calls to load the extension."""
     app.setup_extension("sphinx.ext.viewcode")
@@ -394,7 +394,7 @@ def setup(app) -> dict:
     app.connect("env-merge-info", merge)
     app.connect("env-updated", sort_links, priority=100)
     app.connect("doctree-read", annotate, priority=400)
-    app.connect("doctree-read", _mend_links, priority=495)
+    app.connect("doctree-read", _find_links, priority=495)
     app.connect("env-updated", check_equations)
     app.connect("doctree-resolved", name_implementers)
     app.connect("doctree-resolved", list_uses, priority=600)
