@@ -195,18 +195,16 @@ def exported(tmp_path_factory):
     ],
     ids=str,
 )
-@pytest.mark.parametrize(
-    "rows, seq", [(1, 1), (1, 9), (5, 17), (2, 8), (3, 40)]
-)
-def test_onnx_gives_the_same(exported, changes, rows, seq):
+def test_onnx_gives_the_same(exported, changes):
     model, onnx = exported(**changes)
-    batch = ragged(rows, seq, seed=rows + seq)
-    wanted, found = scores(model, batch), scores(onnx, batch)
-    assert found.dtype == torch.float32 and found.shape == wanted.shape
-    real = batch["attention_mask"].bool()
-    if found.ndim == 3:  # what stands on padding is of no interest
-        wanted, found = wanted[real], found[real]
-    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    for rows, seq in [(1, 1), (1, 9), (5, 17), (2, 8), (3, 40)]:
+        batch = ragged(rows, seq, seed=rows + seq)
+        wanted, found = scores(model, batch), scores(onnx, batch)
+        assert found.dtype == torch.float32 and found.shape == wanted.shape
+        real = batch["attention_mask"].bool()
+        if found.ndim == 3:  # what stands on padding is of no interest
+            wanted, found = wanted[real], found[real]
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_onnx_fills_in_what_is_left_out(exported):
