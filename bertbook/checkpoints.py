@@ -6,7 +6,7 @@ and writes a model so that others can load it.
 The page: https://bertbook.github.io/bertbook/book/checkpoints.html
 """
 
-# Tangled from book/checkpoints.md (be94ae1e): edit it there and run
+# Tangled from book/checkpoints.md (c9380c55): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -15,7 +15,7 @@ __all__ = [
 ]
 
 
-# %% book/checkpoints.md#fresh-weights 454eda16
+# %% book/checkpoints.md#fresh-weights 94a49526
 import math
 
 import torch
@@ -27,8 +27,8 @@ def draw(module: nn.Module, name: str, std: float) -> None:
     """Draws the parameter `name` of `module` anew.
 
     Matrices come from a normal distribution cut at two standard deviations
-    (the code of Devlin et al., 2019); the row of the padding is zero, and
-    so are biases; a LayerNorm starts as the identity.
+    (the code of Devlin et al., 2019). Biases are zero, and so is the row
+    of the padding; a LayerNorm starts as the identity.
     """
     parameter = getattr(module, name)
     if name == "bias":
@@ -37,8 +37,10 @@ def draw(module: nn.Module, name: str, std: float) -> None:
         parameter.fill_(1.0)
     else:
         inside = math.erf(math.sqrt(2))
-        parameter.uniform_(-inside, inside).erfinv_()
-        parameter.mul_(math.sqrt(2) * std).clamp_(-2 * std, 2 * std)
+        exact = torch.promote_types(parameter.dtype, torch.float32)
+        drawn = torch.empty_like(parameter, dtype=exact)
+        drawn.uniform_(-inside, inside).erfinv_().mul_(math.sqrt(2) * std)
+        parameter.copy_(drawn.clamp_(-2 * std, 2 * std))  # it may round up
     if isinstance(module, nn.Embedding) and module.padding_idx is not None:
         parameter[module.padding_idx].zero_()
 

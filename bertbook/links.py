@@ -1,12 +1,12 @@
 """Names that lead to the package
 
 Knows which public names the package has and which of them a page means, so
-that every identifier in code and prose can be a link.
+that each of them can be a link, in code and in prose.
 
 The page: https://bertbook.github.io/bertbook/book/links.html
 """
 
-# Tangled from book/links.md (8c06766a): edit it there and run
+# Tangled from book/links.md (dc11deac): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -104,9 +104,9 @@ def near(book: Book, docname: str) -> set[str]:
     return modules
 
 
-# %% book/links.md#imports-that-nobody-sees 8f06e284
+# %% book/links.md#imports-that-nobody-sees bf331b97
 def hidden_imports(book: Book) -> dict[str, str]:
-    """For the code of each exported cell, its module's names imported."""
+    """From the code of each exported cell to a line with its imports."""
     names, lines = documented(book), {}
     for file, cells in book.modules.items():
         module = file.removesuffix(".py")
@@ -130,20 +130,23 @@ def own_names(source: str, hidden: dict[str, str]) -> tuple[str, str]:
     return clean_ipython(source)
 
 
-# %% book/links.md#imports-that-nobody-sees 93eeed86
+# %% book/links.md#imports-that-nobody-sees 6128e26b
 def link_names(findings: list, hidden: dict[str, str]) -> None:
     """Give each block of a page the names of this package that it uses.
 
-    `findings` are what sphinx-codeautolink found in each block alone. A
-    name found in an import that `own_names` added has no line there.
+    `findings` are what sphinx-codeautolink found in each block alone. What
+    is found in the imports that `own_names` adds is dropped: the block has
+    no such line.
     """
     from sphinx_codeautolink.parse import parse_names
 
     starts, program = [], []
     for found in findings:
         _, seen = own_names(found.source, hidden)
+        seen = seen if _parses(seen) else ""
+        seen += "\n" * (found.source.count("\n") - seen.count("\n"))
         starts.append(len(program) + (found.source.strip() in hidden))
-        program += (seen if _parses(seen) else "").split("\n")
+        program += seen.split("\n")
         found.names = []
     for name in parse_names("\n".join(program), None):
         place = bisect(starts, name.lineno - 1) - 1

@@ -6,7 +6,7 @@ adds up gradients so that neither parts nor processes change them.
 The page: https://bertbook.github.io/bertbook/book/objectives.html
 """
 
-# Tangled from book/objectives.md (2815e3ac): edit it there and run
+# Tangled from book/objectives.md (08d18aad): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -94,7 +94,7 @@ def tasks_of(batch: dict[str, Tensor]) -> list[MaskedPieces | NextSentence]:
     return [task for task in TASKS if task.key in batch]
 
 
-# %% book/objectives.md#one-loss-object-a-task bef6504e
+# %% book/objectives.md#one-loss-object-a-task 37ba81bc
 def summed_loss(
     scores: Float[Tensor, "cases classes"], labels: Int[Tensor, " cases"]
 ) -> Float[Tensor, ""]:
@@ -103,7 +103,7 @@ def summed_loss(
     In float32 at least.
     """
     exact = torch.promote_types(scores.dtype, torch.float32)
-    blocks = zip(scores.chunk(8), labels.chunk(8))
+    blocks = zip(scores.chunk(8), labels.chunk(8), strict=True)
     return sum(
         F.cross_entropy(
             some.to(exact), those, ignore_index=IGNORED, reduction="sum"

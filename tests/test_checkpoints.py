@@ -30,7 +30,7 @@ from bertbook.checkpoint_files import (
     shards,
     write_weights,
 )
-from bertbook.checkpoints import PreTrainedModel
+from bertbook.checkpoints import PreTrainedModel, draw
 from bertbook.config import BertConfig
 from bertbook.loading_report import CheckpointError
 from bertbook.model import BertModel
@@ -358,6 +358,27 @@ def test_bytes_are_the_same_each_time(tmp_path):
         for n in ("one", "two")
     )
     assert one == two
+
+
+# Drawing
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64]
+)
+def test_weights_are_drawn_from_the_cut_normal_distribution(dtype):
+    """By its moments, and by the share inside each of ten parts."""
+    torch.manual_seed(0)
+    embedding = torch.nn.Embedding(4000, 256, padding_idx=7, dtype=dtype)
+    draw(embedding, "weight", 0.02)
+    assert embedding.weight[7].eq(0).all()
+    drawn = embedding.weight[8:].detach().double().flatten() / 0.02
+    assert drawn.abs().max() <= 2.01  # 2, as the type can write it
+    assert abs(drawn.mean()) < 0.004
+    edges = torch.linspace(-2, 2, 11, dtype=torch.float64)
+    shares = torch.distributions.Normal(0.0, 1.0).cdf(edges).diff()
+    found = torch.histogram(drawn.clamp(-2, 2), edges).hist / len(drawn)
+    assert (found - shares / shares.sum()).abs().max() < 0.003
 
 
 # Loading

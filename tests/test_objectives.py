@@ -1,5 +1,6 @@
 """Losses, settings, the order of rows, accumulation, evaluation."""
 
+import inspect
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -28,6 +29,7 @@ from bertbook.objectives import (
     evaluate_masked,
     make_batch,
     rows_of,
+    summed_loss,
     tasks_of,
 )
 from bertbook.optimization import Length
@@ -192,6 +194,21 @@ def test_sums_are_taken_in_float32():
     assert found.dtype == torch.float32
     full = objective(batch)["mlm"]
     assert abs(found - full) < 0.05 * full
+
+
+@pytest.mark.parametrize("cases", [1, 7, 8, 9, 100])
+def test_the_sum_is_that_of_all_blocks(cases):
+    scores = torch.randn(cases, 5, dtype=torch.float64)
+    labels = torch.randint(0, 5, (cases,))
+    labels[::3] = -100
+    whole = torch.nn.functional.cross_entropy(
+        scores, labels, reduction="sum"
+    )
+    assert torch.allclose(summed_loss(scores, labels), whole)
+    unchecked = inspect.unwrap(summed_loss)  # as outside the tests
+    for fewer in range(cases):
+        with pytest.raises(ValueError):
+            unchecked(scores, labels[:fewer])
 
 
 def test_nothing_hidden_is_no_loss_and_no_gradient():

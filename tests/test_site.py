@@ -278,13 +278,15 @@ THIN = """() => {
 
 
 # Texts have the same colours if their elements, and all around these, are of
-# the same kind: of such texts one is enough.
+# the same kind: of such texts one is enough. Of a single character axe says
+# nothing, so that it stands for no other.
 ONE_OF_EACH_LOOK = """() => {
   const seen = new Set(), texts = [];
   const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   while (walk.nextNode()) texts.push(walk.currentNode);
   for (const text of texts) {
-    if (!text.data.trim() || !text.parentElement.checkVisibility()) continue;
+    if (text.data.trim().length < 2) continue;
+    if (!text.parentElement.checkVisibility()) continue;
     let looks = '';
     for (let each = text.parentElement; each; each = each.parentElement) {
       const row = each.matches('tr') ? each.rowIndex % 2 : '';
