@@ -6,12 +6,11 @@ export TOKENIZERS_PARALLELISM := false
 .DEFAULT_GOAL := book
 .PHONY: book test bench tangle sync format lint serve links screenshot clean help
 
-# No module is compiled before it is first imported: most never are.
 .venv/done: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and \
 	  "bertbook needs Python 3.11 or later, not %d.%d; run make PYTHON=python3.11" % v[:2])'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q --no-compile -r requirements.txt
+	$(BIN)/pip install -q -r requirements.txt
 	$(BIN)/pip install -q --no-deps -e .
 	touch $@
 
