@@ -6,7 +6,7 @@ and writes a model so that others can load it.
 The page: https://bertbook.github.io/bertbook/book/checkpoints.html
 """
 
-# Tangled from book/checkpoints.md (c9380c55): edit it there and run
+# Tangled from book/checkpoints.md (1ebbbc54): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -15,13 +15,22 @@ __all__ = [
 ]
 
 
-# %% book/checkpoints.md#fresh-weights 94a49526
+# %% book/checkpoints.md#fresh-weights a009969c
 import math
 
 import torch
 from torch import nn
 
 
+def _draw_cut_normal(parameter, std):
+    inside = math.erf(math.sqrt(2))
+    exact = torch.promote_types(parameter.dtype, torch.float32)
+    drawn = torch.empty_like(parameter, dtype=exact)
+    drawn.uniform_(-inside, inside).erfinv_().mul_(math.sqrt(2) * std)
+    parameter.copy_(drawn.clamp_(-2 * std, 2 * std))  # it may round up
+
+
+# %% book/checkpoints.md#fresh-weights bed05d39
 @torch.no_grad()
 def draw(module: nn.Module, name: str, std: float) -> None:
     """Draws the parameter `name` of `module` anew.
@@ -36,11 +45,7 @@ def draw(module: nn.Module, name: str, std: float) -> None:
     elif isinstance(module, nn.LayerNorm):
         parameter.fill_(1.0)
     else:
-        inside = math.erf(math.sqrt(2))
-        exact = torch.promote_types(parameter.dtype, torch.float32)
-        drawn = torch.empty_like(parameter, dtype=exact)
-        drawn.uniform_(-inside, inside).erfinv_().mul_(math.sqrt(2) * std)
-        parameter.copy_(drawn.clamp_(-2 * std, 2 * std))  # it may round up
+        _draw_cut_normal(parameter, std)
     if isinstance(module, nn.Embedding) and module.padding_idx is not None:
         parameter[module.padding_idx].zero_()
 

@@ -6,7 +6,7 @@ adds up gradients so that neither parts nor processes change them.
 The page: https://bertbook.github.io/bertbook/book/objectives.html
 """
 
-# Tangled from book/objectives.md (08d18aad): edit it there and run
+# Tangled from book/objectives.md (49d96046): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 
-# %% book/objectives.md#one-loss-object-a-task b2f3864e
+# %% book/objectives.md#one-loss-object-a-task 09f90c25
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -39,7 +39,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -94,7 +93,7 @@ def tasks_of(batch: dict[str, Tensor]) -> list[MaskedPieces | NextSentence]:
     return [task for task in TASKS if task.key in batch]
 
 
-# %% book/objectives.md#one-loss-object-a-task 37ba81bc
+# %% book/objectives.md#one-loss-object-a-task acc35f0a
 def summed_loss(
     scores: Float[Tensor, "cases classes"], labels: Int[Tensor, " cases"]
 ) -> Float[Tensor, ""]:
@@ -103,13 +102,9 @@ def summed_loss(
     In float32 at least.
     """
     exact = torch.promote_types(scores.dtype, torch.float32)
+    loss = nn.CrossEntropyLoss(ignore_index=IGNORED, reduction="sum")
     blocks = zip(scores.chunk(8), labels.chunk(8), strict=True)
-    return sum(
-        F.cross_entropy(
-            some.to(exact), those, ignore_index=IGNORED, reduction="sum"
-        )
-        for some, those in blocks
-    )
+    return sum(loss(some.to(exact), those) for some, those in blocks)
 
 
 def encode(model: nn.Module, batch: dict[str, Tensor]) -> BertModelOutput:

@@ -7,7 +7,7 @@ work.
 The page: https://bertbook.github.io/bertbook/book/pages.html
 """
 
-# Tangled from book/pages.md (7edaa233): edit it there and run
+# Tangled from book/pages.md (f01caef0): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -338,7 +338,7 @@ def _find_links(app, doctree) -> None:
     link_names(found, app.bertbook.hidden)
 
 
-# %% book/pages.md#all-events 58875642
+# %% book/pages.md#all-events d78eb8b1
 _SAFE = """sphinx_jupyterbook_latex sphinx_multitoc_numbering
     sphinx-mathjax-offline""".split()
 
@@ -370,11 +370,8 @@ def _prepare(app) -> None:
         getattr(each.handler, "__self__", None)
         for each in app.events.listeners["build-finished"]
     ]
-    (linker,) = [
-        each
-        for each in owners
-        if type(each).__name__ == "SphinxCodeAutoLink"
-    ]
+    named = {type(each).__name__: each for each in owners}
+    linker = named["SphinxCodeAutoLink"]
     linker.custom_blocks["ipython3"] = partial(
         own_names, hidden=app.bertbook.hidden
     )
