@@ -307,9 +307,8 @@ def grave_violations(page, options):
     """What axe finds serious, with these options."""
     from axe_playwright_python.sync_playwright import Axe
 
-    options = options | {
-        "resultTypes": ["violations"]
-    }  # no paths of others
+    # Of what is well no paths are asked for.
+    options = options | {"resultTypes": ["violations"]}
     found = Axe().run(page, options=options).response["violations"]
     return [
         f"{each['id']}: {node['html'][:200]} {node['failureSummary'][:300]}"
