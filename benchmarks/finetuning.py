@@ -11,6 +11,8 @@ anew. The parts are, and `--only` names some of them:
     labels    the same from fewer sentences
     recipe    the recipe with one thing changed, from 1,000 sentences
     topics    BBC News, whole articles: cut short, and read in windows
+    folds     all articles in three parts, each examined by what was
+              trained on the other two
     pairs     are two excerpts from the same article of BBC News?
     tried     other recipes for the first model, and the usual one for the
               others, on the validation sentences: is a choice better?
@@ -32,12 +34,15 @@ import argparse
 import tempfile
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+from datasets import concatenate_datasets
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics.pairwise import paired_cosine_distances
+from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import make_pipeline
 
 from bertbook.checkpoint_files import find_checkpoint
@@ -56,7 +61,7 @@ MINILM = "all-MiniLM-L6-v2"
 SEEDS = 0, 1, 2
 SPLITS = "train", "validation", "test"
 COUNTS = 100, 300, 1000, 3000
-PARTS = "full", "labels", "recipe", "topics", "pairs", "tried"
+PARTS = "full", "labels", "recipe", "topics", "folds", "pairs", "tried"
 MEMORY = {}
 
 
@@ -73,6 +78,19 @@ def fewer(data, count, seed):
     """The same data with `count` training rows, drawn by the seed."""
     rows = data["train"].rows.shuffle(seed=seed).select(range(count))
     return data | {"train": data["train"]._replace(rows=rows)}
+
+
+def in_folds(data):
+    """The same data cut anew: each third examines the other two."""
+    rows = concatenate_datasets([data[split].rows for split in SPLITS])
+    for rest, third in StratifiedKFold(len(SEEDS)).split(
+        rows, rows["label"][:]
+    ):
+        parts = rows.select(rest), rows.select(third), rows.select(third)
+        yield {
+            split: data[split]._replace(rows=part)
+            for split, part in zip(SPLITS, parts)
+        }
 
 
 def right_share(data, said):
@@ -263,19 +281,24 @@ def plan_articles():
         ("topics", "TF-IDF", None, 0),
         lambda: {"accuracy": by_words(news)},
     )
+    whole = partial(usual, MINILM, batch_size=16, epochs=2)
     for length in 128, 512:
         for seed in SEEDS:
-            settings = usual(
-                MINILM,
-                seed=seed,
-                max_length=length,
-                batch_size=16,
-                epochs=2,
-            )
+            settings = whole(seed=seed, max_length=length)
             yield (
                 ("topics", f"cut to {length}", None, seed),
                 lambda s=settings: by_model(s, news, windows=True),
             )
+    for seed, fold in zip(SEEDS, in_folds(news)):
+        yield (
+            ("folds", "TF-IDF", None, seed),
+            lambda f=fold: {"accuracy": by_words(f)},
+        )
+        settings = whole(seed=seed, max_length=128)
+        yield (
+            ("folds", "cut to 128", None, seed),
+            lambda s=settings, f=fold: by_model(s, f, windows=True),
+        )
     pairs = read("bbc_pairs", "pairs")
     for name, run in (
         ("TF-IDF of both", lambda: by_words(pairs)),
