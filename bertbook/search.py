@@ -6,7 +6,7 @@ keeps such an index in a folder, and says how often the right text is found.
 The page: https://bertbook.github.io/bertbook/book/search.html
 """
 
-# Tangled from book/search.md (393810a1): edit it there and run
+# Tangled from book/search.md (4cc4623e): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -98,70 +98,61 @@ class Index:
         return found[0] if one else found
 
 
-# %% book/search.md#kept-in-a-folder 44bd32ca
-import hashlib
+# %% book/search.md#kept-in-a-folder 6eb21523
 import json
 from pathlib import Path
 
 import torch
 
-from bertbook.reproducibility import write_atomically
 from bertbook.training_loop import load_tensors, save_tensors
 
-_TEXTS, _VECTORS = "texts.json", "vectors.safetensors"
+_FILE = "index.safetensors"
 
 
 def save_index(index: Index, folder: str | Path) -> None:
     """Write the texts and vectors of an index into `folder`."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    data = json.dumps(index.texts, indent=0).encode()
-    digest = {"texts": hashlib.sha256(data).hexdigest()}
-    tensors = {"vectors": torch.from_numpy(index.vectors)}
-    write_atomically(folder / _TEXTS, data)
-    save_tensors(folder / _VECTORS, tensors, digest)
+    texts = bytearray(json.dumps(index.texts).encode())
+    tensors = {
+        "texts": torch.frombuffer(texts, dtype=torch.uint8),
+        "vectors": torch.from_numpy(index.vectors),
+    }
+    save_tensors(folder / _FILE, tensors)
 
 
-# %% book/search.md#kept-in-a-folder 397acac4
-def _read_texts(path):
-    """The texts in a file, and the digest of the file."""
-    try:
-        data = path.read_bytes()
-        texts = json.loads(data)
-    except FileNotFoundError:
+# %% book/search.md#kept-in-a-folder 7cdf8f16
+def _read(path):
+    """The texts in a file, and a row for each."""
+    if not path.is_file():
         raise FileNotFoundError(
             f"{path} is no file; name a folder that save_index wrote"
-        ) from None
-    except ValueError as error:
-        raise ValueError(
-            f"{path} is not JSON ({error}); build the index again"
-        ) from None
-    if not isinstance(texts, list) or not all(
-        isinstance(text, str) for text in texts
-    ):
-        raise ValueError(
-            f"{path} holds no list of texts; build the index again"
         )
-    return texts, hashlib.sha256(data).hexdigest()
+    tensors, _ = load_tensors(path)
+    try:
+        texts = json.loads(tensors["texts"].numpy().tobytes())
+        vectors = tensors["vectors"].float().numpy()
+        whole = isinstance(texts, list) and vectors.ndim == 2
+        whole = whole and len(vectors) == len(texts)
+        whole = whole and all(isinstance(text, str) for text in texts)
+    except (KeyError, RecursionError, TypeError, ValueError):
+        whole = False
+    if not whole:
+        raise ValueError(
+            f"{path} holds no texts with a vector each; build the index "
+            "again"
+        )
+    return texts, vectors
 
 
-# %% book/search.md#kept-in-a-folder 2ae1aa30
+# %% book/search.md#kept-in-a-folder 98a456e5
 def load_index(folder: str | Path, embedder) -> Index:
     """The index in a folder, without reading its texts again.
 
-    Raises FileNotFoundError, or ValueError for a damaged file, for vectors
-    of other texts, and for an `embedder` that did not make them.
+    Raises FileNotFoundError, or ValueError for a damaged file and for an
+    `embedder` that did not make its vectors.
     """
-    folder = Path(folder)
-    texts, digest = _read_texts(folder / _TEXTS)
-    tensors, metadata = load_tensors(folder / _VECTORS)
-    vectors = tensors.get("vectors", torch.zeros(0)).numpy()
-    same = metadata.get("texts") == digest and vectors.ndim == 2
-    if not same or len(vectors) != len(texts):
-        raise ValueError(
-            f"{folder / _VECTORS} belongs to other texts than those in "
-            f"{_TEXTS}; build the index again"
-        )
+    texts, vectors = _read(Path(folder, _FILE))
     index = Index(texts, embedder, vectors)
     first = unit_rows(embedder(texts[:1]))
     if first.shape[1] != vectors.shape[1] or not np.allclose(
