@@ -6,7 +6,7 @@ length into one batch, and gives results back in the order of the texts.
 The page: https://bertbook.github.io/bertbook/book/batching.html
 """
 
-# Tangled from book/batching.md (1cd379f0): edit it there and run
+# Tangled from book/batching.md (0baff164): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -234,9 +234,11 @@ def _stream(predictor, texts, show_progress, options):
             done += len(part)
 
 
-# %% book/batching.md#the-loop ca6edf37
+# %% book/batching.md#the-loop 224dd7cf
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from bertbook.reproducibility import describe_machine
 
 
 class OneDnnLinear(nn.Module):
@@ -254,19 +256,30 @@ class OneDnnLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x.to_mkldnn(), self.weight, self.bias).to_dense()
 
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        for name in ("weight", "bias"):
+            if (each := getattr(self, name)) is not None:
+                destination[prefix + name] = each.to_dense()
 
-# %% book/batching.md#the-loop 3228e80c
+
+# %% book/batching.md#the-loop 27a1c0de
 def use_onednn(model: nn.Module) -> None:
-    """Let oneDNN compute the linear layers of `model`, if it is there."""
-    if not torch.backends.mkldnn.is_available():
+    """Let oneDNN compute the linear layers in float32 of `model`.
+
+    Not on Intel's processors, where the usual way is faster.
+    """
+    intel = "Intel" in describe_machine()["processor"]
+    if intel or not torch.backends.mkldnn.is_available():
         return
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if type(child) is nn.Linear:
+            if type(child) is not nn.Linear:
+                continue
+            if child.weight.dtype == torch.float32:
                 setattr(module, name, OneDnnLinear(child))
 
 
-# %% book/batching.md#the-loop 860985ad
+# %% book/batching.md#the-loop 3a2a433b
 from bertbook.tokenizer import BertTokenizer
 
 
@@ -279,7 +292,7 @@ class Loaded:
     """
 
     model_class: type  # what a task needs
-    changes = {}  # what `from_pretrained` of the model gets beside
+    changes = {}  # further arguments for the model's `from_pretrained`
 
     def __init__(
         self,

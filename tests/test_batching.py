@@ -310,18 +310,43 @@ def test_a_product_by_onednn_is_the_same(shape, bias):
     assert torch.allclose(found, wanted, atol=1e-6)
 
 
-def test_every_linear_layer_goes_to_onednn(monkeypatch):
+def on_processor(monkeypatch, name):
+    monkeypatch.setattr(
+        "bertbook.batching.describe_machine", lambda: {"processor": name}
+    )
+
+
+def test_every_linear_layer_goes_to_onednn(monkeypatch, tmp_path):
     torch.manual_seed(0)
     model = BertForSequenceClassification(BertConfig(**SIZES)).eval()
+    before = {n: each.clone() for n, each in model.state_dict().items()}
     ids = torch.tensor([[2, 7, 9, 3]])
     with torch.inference_mode():
         wanted = model(ids).logits
-        with monkeypatch.context() as patch:
-            patch.setattr(torch.backends.mkldnn, "is_available", bool)
-            use_onednn(model)
-        kinds = [type(module) for module in model.modules()]
-        assert OneDnnLinear not in kinds, "not there, nothing changes"
+    on_processor(monkeypatch, "Intel(R) Xeon(R)")
+    use_onednn(model)
+    on_processor(monkeypatch, "AMD EPYC")
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.backends.mkldnn, "is_available", bool)
         use_onednn(model)
-        kinds = [type(module) for module in model.modules()]
-        assert torch.nn.Linear not in kinds and OneDnnLinear in kinds
+    kinds = [type(module) for module in model.modules()]
+    assert OneDnnLinear not in kinds, "not there, nothing changes"
+    use_onednn(model)
+    kinds = [type(module) for module in model.modules()]
+    assert torch.nn.Linear not in kinds and OneDnnLinear in kinds
+    with torch.inference_mode():
         assert torch.allclose(model(ids).logits, wanted, atol=1e-5)
+    model.save_pretrained(tmp_path)
+    again = BertForSequenceClassification.from_pretrained(
+        tmp_path
+    ).state_dict()
+    assert again.keys() == before.keys()
+    for name, each in again.items():
+        assert torch.equal(each, before[name]), name
+
+
+def test_doubles_stay_as_they_are(monkeypatch):
+    on_processor(monkeypatch, "AMD EPYC")
+    model = BertForSequenceClassification(BertConfig(**SIZES)).double()
+    use_onednn(model)
+    model(torch.tensor([[2, 7, 9, 3]]))
