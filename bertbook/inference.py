@@ -6,7 +6,7 @@ into vectors: five classes that take one text or a stream of them.
 The page: https://bertbook.github.io/bertbook/book/inference.html
 """
 
-# Tangled from book/inference.md (95e0705d): edit it there and run
+# Tangled from book/inference.md (76690cb2): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -194,7 +194,7 @@ def _guesses(tokenizer, text, place, scores, ids):
     ]
 
 
-# %% book/inference.md#masks 9af0a785
+# %% book/inference.md#masks ffaab129
 class FillMask(Predictor):
     """The best tokens for each [MASK]: `token`, `score`, filled `text`.
 
@@ -215,11 +215,15 @@ class FillMask(Predictor):
 
     def scores(self, batch, rows, top_k=5):
         """For each row the probabilities and ids at its masks."""
+        if top_k < 1:
+            raise ValueError(f"top_k={top_k} is no guess; give 1 or more")
         masked = batch["input_ids"] == self.tokenizer.mask_token_id
         hidden = self.model.bert(**batch).last_hidden_state[masked]
         table = self.model.bert.embeddings.tokens.weight
         logits = self.model.mlm_head(hidden, table).float()
-        best = logits.softmax(-1).topk(min(top_k, len(table)))
+        words = len(self.tokenizer)  # the table may have spare rows
+        chances = logits.softmax(-1)[:, :words]
+        best = chances.topk(min(top_k, words))
         counts = masked.sum(1).tolist()
         split = (each.cpu().split(counts) for each in best)
         return list(zip(*split))
@@ -281,10 +285,10 @@ class Tagger(Predictor):
         return decode_entities(text, spans, tags, sure)
 
 
-# %% book/inference.md#answers 28d3c100
+# %% book/inference.md#answers 0088a236
 import json
-from pathlib import Path
 
+from bertbook.checkpoint_files import find_checkpoint
 from bertbook.heads import BertForQuestionAnswering
 from bertbook.question_answering import (
     answer_windows,
@@ -298,13 +302,13 @@ def saved_threshold(source) -> float:
 
     Raises ValueError where `held_out.json` is damaged.
     """
-    path = Path(source, "held_out.json")
+    path = find_checkpoint(source) / "held_out.json"
     if not path.is_file():
         return -np.inf
     try:
         found = json.loads(path.read_bytes())
         return float(found.get("threshold", -np.inf))
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is damaged ({error}); delete it, and give a threshold"
         ) from None

@@ -167,6 +167,18 @@ def test_filled_masks_are_the_pipelines(folders):
             assert guess["score"] == pytest.approx(other["score"], abs=1e-5)
     assert len(mine(texts[0])) == 5
     assert len(mine(texts[0], top_k=10**6)) == len(TOKENIZER)
+    with pytest.raises(ValueError, match="top_k=0 is no guess; give 1"):
+        mine(texts[0], top_k=0)
+
+
+def test_spare_rows_of_the_table_are_no_guesses(tmp_path):
+    size = len(TOKENIZER) + 8
+    folder = saved(BertForMaskedLM, tmp_path, vocab_size=size)
+    model = BertForMaskedLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.mlm_head.bias[-8:] = 20.0
+    found = FillMask(model, TOKENIZER)("anna met the [MASK].", top_k=10**6)
+    assert len(found) == len(TOKENIZER)
 
 
 def test_vectors_are_those_of_sentence_transformers():
@@ -357,7 +369,8 @@ def test_the_threshold_lies_beside_the_weights(folders, tmp_path):
     assert given(pair)["answer"] == bold["answer"]
     path.write_text('{"accuracy": 0.5}')  # of another task
     assert saved_threshold(tmp_path) == -np.inf
-    for damaged in ("", "{", "[]", '{"threshold": "high"}', "\xff"):
+    deep = "[" * 10**5
+    for damaged in ("", "{", "[]", '{"threshold": "high"}', "\xff", deep):
         path.write_bytes(damaged.encode("latin-1"))
         with pytest.raises(ValueError, match="held_out.json") as caught:
             QuestionAnswerer.from_pretrained(tmp_path)
