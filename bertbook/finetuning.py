@@ -7,7 +7,7 @@ pretraining, and the best model kept.
 The page: https://bertbook.github.io/bertbook/book/finetuning.html
 """
 
-# Tangled from book/finetuning.md (1d683e60): edit it there and run
+# Tangled from book/finetuning.md (0d92011a): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 
-# %% book/finetuning.md#batches-of-like-length 35643d9a
+# %% book/finetuning.md#batches-of-like-length 3f6e4002
 from collections.abc import Sequence
 
 import numpy as np
@@ -34,7 +34,7 @@ def bucketed(
     """The rows of each batch of an epoch, of like length.
 
     A function of `seed` and `epoch` alone, so that a run can go on
-    anywhere. The last batch may have fewer rows.
+    anywhere. One batch, not always the last, may have fewer rows.
     """
     draw = np.random.default_rng([seed, epoch])
     size, batches = np.asarray(lengths), []
@@ -115,7 +115,7 @@ class Finetuning:
         check_fields(self, _WANTED)
 
 
-# %% book/finetuning.md#the-model-to-begin-with 4f1b1e75
+# %% book/finetuning.md#the-model-to-begin-with f6b14f81
 import logging
 
 import torch
@@ -125,8 +125,12 @@ from bertbook.checkpoints import draw
 
 
 def _load(settings, task):
-    """The model of `initial` with a head; warns of a missing encoder."""
-    changes, logger = dict(task.config), logging.getLogger(__name__)
+    """The model of `initial` with a head; warns of a missing encoder.
+
+    In float32, whatever the file holds: smaller types round updates away.
+    """
+    changes = dict(task.config, dtype=torch.float32)
+    logger = logging.getLogger(__name__)
     if settings.dropout is not None:
         names = "hidden_dropout_prob", "attention_probs_dropout_prob"
         changes |= dict.fromkeys(names, settings.dropout)
@@ -207,9 +211,10 @@ def start_finetuning(
     return begin(settings, objective, device)
 
 
-# %% book/finetuning.md#a-run afd8ec46
+# %% book/finetuning.md#a-run b3ec8641
 import hashlib
 import json
+import os
 
 from bertbook.classification import collate
 from bertbook.objectives import Place
@@ -217,11 +222,12 @@ from bertbook.ranks import this_rank
 from bertbook.run_loop import cast_of, keep_best, update
 
 
-def _filled_in(settings, task, tokenizer, learned, asked):
+def _filled_in(settings, task, tokenizer, learned, held_out):
     """The settings with a length in steps, and what the run reads."""
+    rows = held_out.rows
     told = [
         learned,
-        asked,
+        {name: rows[name][:] for name in rows.column_names},
         sorted(tokenizer.get_vocab().items()),
         repr(task),
     ]
@@ -236,12 +242,13 @@ def _filled_in(settings, task, tokenizer, learned, asked):
     )
 
 
-# %% book/finetuning.md#a-run 795f9198
+# %% book/finetuning.md#a-run 94baa408
 def _refuse_ranks():
-    if this_rank().size > 1:
+    began = int(os.environ.get("WORLD_SIZE", this_rank().size))
+    if began > 1:
         raise ValueError(
-            f"fine-tuning runs in one process, and torchrun began "
-            f"{this_rank().size}; start it by python -m"
+            f"fine-tuning runs in one process, and torchrun began {began}; "
+            "start it by python -m"
         )
 
 
@@ -283,7 +290,7 @@ def _look(run, asked, held_out, tokenizer, out):
     return {f"held_out_{name}": value for name, value in found.items()}
 
 
-# %% book/finetuning.md#a-run 7f85ea4c
+# %% book/finetuning.md#a-run bdd4f793
 from pathlib import Path
 
 from bertbook.run_loop import Reporter, train
@@ -314,7 +321,7 @@ def finetune(
     out, size = Path(out), settings.max_length
     learned = task.features(train_data, tokenizer, size, training=True)
     asked = task.features(held_out, tokenizer, size)
-    settings = _filled_in(settings, task, tokenizer, learned, asked)
+    settings = _filled_in(settings, task, tokenizer, learned, held_out)
     with (
         open_run(
             start_finetuning(settings, task, device), out, resume

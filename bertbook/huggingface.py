@@ -6,7 +6,7 @@ a Trainer the settings with which it takes the steps of this book's loop.
 The page: https://bertbook.github.io/bertbook/book/huggingface.html
 """
 
-# Tangled from book/huggingface.md (34e97067): edit it there and run
+# Tangled from book/huggingface.md (eaba3cad): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -210,7 +210,7 @@ def pseudo_perplexity(scores: Iterable[PseudoScore]) -> float:
     return math.exp(-sum(score.log_likelihood for score in scores) / count)
 
 
-# %% book/huggingface.md#their-trainer-our-loop d59511c8
+# %% book/huggingface.md#their-trainer-our-loop dcc9aac0
 from pathlib import Path
 
 from bertbook.checkpoints import draw
@@ -228,11 +228,11 @@ def save_start(
     """Give the encoder of `source` a classifier, and save both.
 
     The classifier is the one that `finetune` draws by `seed`; `changes`
-    are fields of the configuration. Either world begins with the same
-    numbers then.
+    are fields of the configuration. Both worlds begin with one model.
     """
     torch.manual_seed(seed)
     changes |= {"num_labels": len(labels), "labels": tuple(labels)}
+    changes["dtype"] = torch.float32
     model = BertForSequenceClassification.from_pretrained(source, **changes)
     torch.manual_seed(seed)
     draw(model.classifier, "weight", model.config.initializer_range)

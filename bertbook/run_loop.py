@@ -6,7 +6,7 @@ pretraining and fine-tuning have in common.
 The page: https://bertbook.github.io/bertbook/book/run_loop.html
 """
 
-# Tangled from book/run_loop.md (fbce3be2): edit it there and run
+# Tangled from book/run_loop.md (01fbec38): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -132,9 +132,10 @@ class Reporter:
             print(*shown, sep="  ", file=sys.stderr, flush=True)
 
 
-# %% book/run_loop.md#the-best-model 4ff53a00
+# %% book/run_loop.md#the-best-model 91accc6a
 import json
 
+from bertbook.checkpoint_files import saving
 from bertbook.reproducibility import kept, write_atomically
 
 
@@ -151,9 +152,12 @@ def keep_best(
         now.best, now.waited = loss, 0
         format = "published" if model.config.is_published else "bertbook"
         if this_rank().number == 0:
-            model.save_pretrained(out, tokenizer=tokenizer, format=format)
             text = json.dumps(found, indent=2) + "\n"
-            write_atomically(out / "held_out.json", text)
+            with saving(out) as new:
+                model.save_pretrained(
+                    new, tokenizer=tokenizer, format=format
+                )
+                write_atomically(new / "held_out.json", text)
 
 
 # %% book/run_loop.md#the-loop 131bdf8e

@@ -5,6 +5,7 @@ the log, what each step read, and the files of the model. Only `seconds` may
 differ.
 """
 
+import json
 import logging
 import math
 import random
@@ -299,6 +300,16 @@ def test_a_fresh_model_has_the_sizes_and_no_weight(start):
     assert same_weights(fresh, new_model(replace(chosen, fresh=True), TASK))
 
 
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_half_precision_is_trained_in_whole(start, tmp_path, kind):
+    model = BertForSequenceClassification.from_pretrained(start)
+    model.to(kind).save_pretrained(
+        tmp_path, tokenizer=BertTokenizer.from_pretrained(start)
+    )
+    model = new_model(make_settings(tmp_path), TASK)
+    assert {each.dtype for each in model.parameters()} == {torch.float32}
+
+
 def test_dropout_is_that_of_the_settings(start):
     def rates(model):
         config = model.config
@@ -457,6 +468,28 @@ def test_the_best_model_is_kept_the_first_of_equals(start, tmp_path):
     assert found == task.verdicts
 
 
+def test_a_model_is_kept_with_what_was_measured(
+    start, tmp_path, monkeypatch
+):
+    """A disk that is full after the weights: nothing of the new is there."""
+    out, usual = tmp_path / "run", run_loop.write_atomically
+
+    def full(path, text):
+        if path.name == "held_out.json" and '"accuracy": 0.8' in text:
+            raise OSError(28, "No space left on device")
+        usual(path, text)
+
+    task = scripted([0.5, 0.6, 0.8])
+    monkeypatch.setattr(run_loop, "write_atomically", full)
+    with pytest.raises(OSError, match="No space left"):
+        tune(start, out, task)
+    assert_best(out, task, 1)
+    assert json.loads((out / "held_out.json").read_text()) == {
+        "accuracy": 0.6,
+        "loss": 0.5,
+    }
+
+
 def test_patience_ends_a_run_that_stands_still(start, tmp_path):
     task = scripted([0.5, 0.6, 0.6, 0.55, 0.9, 0.9])
     run = tune(start, tmp_path / "run", task, patience=2)
@@ -539,8 +572,14 @@ def test_a_folder_without_a_run_is_not_resumed(start, tmp_path):
         tune(start, tmp_path, resume=True)
 
 
-def test_several_processes_are_refused(start, tmp_path, monkeypatch):
-    monkeypatch.setattr(finetuning, "this_rank", lambda: Rank(0, 2))
+@pytest.mark.parametrize("joined", [False, True])
+def test_several_processes_are_refused(
+    start, tmp_path, monkeypatch, joined
+):
+    if joined:
+        monkeypatch.setattr(finetuning, "this_rank", lambda: Rank(0, 2))
+    else:  # as torchrun begins them
+        monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="torchrun began 2; start it by"):
         tune(start, tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -792,6 +831,21 @@ def test_another_start_and_another_vocabulary_are_refused(
             make_data(TEXTS, 0),
             make_data(20, 1),
             BertTokenizer(words),
+            out_17,
+            resume=True,
+        )
+
+
+def test_other_answers_of_the_held_out_texts_are_refused(start, out_17):
+    held_out = make_data(20, 1)
+    held_out.rows["others"] = ["more than one is right"] * 20
+    with pytest.raises(ValueError, match="other settings: data is "):
+        finetune(
+            make_settings(start),
+            TASK,
+            make_data(TEXTS, 0),
+            held_out,
+            BertTokenizer.from_pretrained(start),
             out_17,
             resume=True,
         )
