@@ -7,7 +7,7 @@ lets no file run anything.
 The page: https://bertbook.github.io/bertbook/book/label_files.html
 """
 
-# Tangled from book/label_files.md (22ed6ef9): edit it there and run
+# Tangled from book/label_files.md (39315aae): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -61,16 +61,17 @@ class Table(NamedTuple):
         return f"{self.name}:{self.lines[row]}"
 
 
-# %% book/label_files.md#commas-and-tabs 81c65f0c
+# %% book/label_files.md#commas-and-tabs 1a9a7547
 def _read_csv(path):
     tabs = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
     how = tabs if path.suffix.lower() == ".tsv" else {}
-    text = io.StringIO(_read_text(path), newline="")
-    reader = csv.reader(text, strict=True, **how)
+    text = _read_text(path)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, **how)
     rows, lines, start = [], [], 1
+    limit = csv.field_size_limit(len(text))  # one for all readers
     try:
         for row in reader:
-            if any(row):
+            if row:  # not an empty line
                 rows.append(row)
                 lines.append(start)
             start = reader.line_num + 1
@@ -79,6 +80,8 @@ def _read_csv(path):
             f"{path}:{start} begins a row that cannot be read ({error}); "
             "close each quote, and double a quote inside quotes"
         ) from None
+    finally:
+        csv.field_size_limit(limit)
     return _table_of(path, rows, lines)
 
 

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import pickle
+from contextlib import suppress
 
 import pytest
 from hypothesis import given, settings
@@ -115,14 +116,28 @@ def test_a_tsv_has_no_quotes(folder, rows):
     assert table.lines == list(range(2, len(rows) + 2))
 
 
-def test_a_header_is_trimmed_and_blank_rows_are_left_out(folder):
+def test_a_header_is_trimmed_and_empty_lines_are_left_out(folder):
     path = folder / "blank.csv"
     path.write_bytes(
         b"\xef\xbb\xbf text ,label,,\r\n\r\na,b,,\r\n,,,\r\nc,d,,"
     )
     table = read_table(path)
     assert table.columns == ["text", "label", "", ""]
-    assert table.values("text") == ["a", "c"] and table.lines == [3, 5]
+    assert table.values("text") == ["a", "", "c"], "commas are a row"
+    assert table.lines == [3, 4, 5]
+
+
+@pytest.mark.parametrize("ending", [".csv", ".tsv"])
+def test_a_long_text_comes_back(folder, ending):
+    limit = csv.field_size_limit()
+    path, long = folder / f"long{ending}", "x" * (limit + 1)
+    between = "," if ending == ".csv" else "\t"
+    path.write_text(f"text{between}label\n{long}{between}a\n")
+    assert read_table(path).values("text") == [long]
+    path.write_text(f'text,label\n"{long}\n')
+    with suppress(ValueError):
+        read_table(path)
+    assert csv.field_size_limit() == limit
 
 
 @pytest.mark.parametrize("data", [b"", b"\xef\xbb\xbf", b"\n \n", b"a,b\n"])
@@ -141,7 +156,7 @@ def test_a_table_without_rows_has_none(folder, data, ending):
         ("text,label\na\n", 2, "has 1 fields, and the header has 2"),
         ("text,label\n\n\na,b,c\n", 4, "has 3 fields"),
         ("text,text\na,b\n", 1, "names the column 'text' twice"),
-        ("text,label\n" + "x" * 131_073 + ",a\n", 2, "field larger"),
+        ("text,label\n" + '"' + "x" * 131_073, 2, "cannot be read"),
     ],
 )
 def test_a_broken_csv_names_its_line(folder, data, line, part):
