@@ -240,6 +240,9 @@ def test_lines_of_json_may_be_called_json(folder):
         ("[" * 100_000, " is not JSON"),
         ('{"a": ' + "9" * 5000 + "}", ":1 is not JSON"),
         ("\0", ":1 is not JSON"),
+        ('{"a": 1}\n{"a": 1, "b": 2, "a": 1}', ":2 is not JSON"),
+        ('{"a": {"text": [], "text": []}}', ":1 is not JSON"),
+        ('[{"a": 1, "a": 2}]', " is not JSON"),
     ],
 )
 def test_broken_json_names_its_place(folder, data, place):
@@ -328,6 +331,16 @@ def test_a_line_without_a_tag_is_named(folder, line):
     assert f"{path}:4 is not a token and its tag" in message
 
 
+@pytest.mark.parametrize("odd", [*"\x0b\x1c\x85\xa0\u2007\u2028\u3000"])
+@pytest.mark.parametrize("between", [" ", "  ", "\t", " NN "])
+def test_blanks_and_tabs_alone_part_the_columns(folder, odd, between):
+    path = folder / "odd.conll"
+    tokens = [f"10{odd}km", f"km{odd}", f"{odd}km"]
+    lines = [f"{token}{between}O\r\n" for token in tokens]
+    path.write_bytes("".join(lines).encode())
+    assert read_table(path).values("tokens") == [tokens]
+
+
 # Parquet and datasets
 
 
@@ -407,6 +420,54 @@ def test_a_strangers_note_is_only_read(folder, note):
     path = folder / "note.parquet"
     parquet.write_table(table, path)
     assert read_table(path).values("label") == [0, 1], "no file of names"
+
+
+def text_column(data):
+    """A column of one text with these bytes, whatever they are."""
+    import pyarrow
+
+    ends = pyarrow.array([0, len(data)], pyarrow.int32()).buffers()[1]
+    buffers = [None, ends, pyarrow.py_buffer(data)]
+    return pyarrow.Array.from_buffers(pyarrow.string(), 1, buffers)
+
+
+def test_a_parquet_text_that_is_not_utf_8_is_refused(folder):
+    import pyarrow
+    from pyarrow import parquet
+
+    path = folder / "bytes.parquet"
+    columns = {"text": text_column(b"caf\xe9"), "label": ["x"]}
+    parquet.write_table(pyarrow.table(columns), path)
+    table = read_table(path)
+    assert table.values("label") == ["x"]
+    with pytest.raises(ValueError) as error:
+        table.values("text")
+    message = one_sentence(error)
+    assert message.startswith(f"{path} has a column 'text' that cannot be")
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"label", b"lab\xe9l"))
+    with pytest.raises(ValueError) as error:
+        read_table(path)
+    assert one_sentence(error).startswith(f"{path} ")
+
+
+def test_two_parquet_columns_of_one_name_are_refused(folder):
+    import pyarrow
+    from pyarrow import parquet
+
+    path, one = folder / "twins.parquet", pyarrow.array([["a"]])
+    names = ["text", "text"]
+    parquet.write_table(pyarrow.table([one, one], names=names), path)
+    with pytest.raises(ValueError) as error:
+        read_table(path)
+    message = one_sentence(error)
+    assert message.startswith(f"{path} names the column 'text' twice")
+    inside = pyarrow.StructArray.from_arrays([one, one], names=names)
+    parquet.write_table(pyarrow.table({"answers": inside}), path)
+    with pytest.raises(ValueError) as error:
+        read_table(path).values("answers")
+    message = one_sentence(error)
+    assert message.startswith(f"{path} has a column 'answers' that cannot")
 
 
 @pytest.mark.parametrize("kept", [0, 3, 4, 50, -1, -8])
