@@ -7,7 +7,7 @@ sentence what is not as it should be.
 The page: https://bertbook.github.io/bertbook/book/labelled_data.html
 """
 
-# Tangled from book/labelled_data.md (cfdd584c): edit it there and run
+# Tangled from book/labelled_data.md (35423f0a): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -299,7 +299,7 @@ def _open_file(path, split):
     return table
 
 
-# %% book/labelled_data.md#one-call 6c40aa05
+# %% book/labelled_data.md#one-call c58605fc
 def _open_source(source, split):
     """The table of a name or a path."""
     if source in MADE:
@@ -315,9 +315,9 @@ def _open_source(source, split):
         data = load_corpus(name, split, config or None)
     except ConnectionError as error:  # which names the corpora alone
         raise ConnectionError(
-            f"{source!r} is not embedded and no file, and the Hugging Face "
-            f"hub does not answer; choose one of {_HERE}, or come back "
-            "with a network"
+            f"{source!r} is neither embedded nor a file, and the Hugging "
+            f"Face hub does not answer; choose one of {_HERE}, or come "
+            "back with a network"
         ) from error
     return dataset_table(source, data)
 
