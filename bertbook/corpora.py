@@ -8,7 +8,7 @@ datasets.Dataset.
 The page: https://bertbook.github.io/bertbook/book/corpora.html
 """
 
-# Tangled from book/corpora.md (d975bb64): edit it there and run
+# Tangled from book/corpora.md (d88f5cc4): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -328,7 +328,7 @@ def _is_cached(repository):
     return wanted in {f.name.replace("_", "").lower() for f in folders}
 
 
-# %% book/corpora.md#the-hub-and-no-hub 9f267c03
+# %% book/corpora.md#the-hub-and-no-hub 0027a077
 def _load_from_hub(name, split, config, streaming):
     repository = name
     if name == "wikitext-2":
@@ -338,13 +338,13 @@ def _load_from_hub(name, split, config, streaming):
         raise ConnectionError(
             f"{name!r} is not an embedded corpus ({', '.join(SOURCES)}), "
             "and no such file or folder, and the Hugging Face hub does not "
-            "answer; choose one of these, or come back with a network."
+            "answer; choose one of these, or come back with a network"
         )
     load = _import_datasets().load_dataset
     return load(repository, config, split=split, streaming=streaming)
 
 
-# %% book/corpora.md#the-hub-and-no-hub 864ec116
+# %% book/corpora.md#the-hub-and-no-hub 2ad71ade
 def load_corpus(name, split="train", config=None, streaming=False):
     """One split of a corpus as a `datasets.Dataset`, or as a stream of it.
 
@@ -353,14 +353,19 @@ def load_corpus(name, split="train", config=None, streaming=False):
     `wikitext-2`, or what `datasets.load_dataset` takes, with its `config`.
     An embedded corpus is parsed once, and its splits are kept on disk.
     Raises ModuleNotFoundError (package missing), ValueError (files
-    altered, no such split) or ConnectionError (not here, and no network).
+    altered, no such split or config) or ConnectionError (not here, and no
+    network).
     """
     if name not in SOURCES:
         return _load_from_hub(name, split, config, streaming)
-    if split not in SPLITS or config is not None:
+    if config is not None:
         raise ValueError(
-            f"{name!r} has no split {split!r} with config {config!r}; "
-            f"its splits are {', '.join(SPLITS)}, without a config."
+            f"{name!r} has no configuration {config!r}; leave it out"
+        )
+    if split not in SPLITS:
+        raise ValueError(
+            f"{name!r} has no split {split!r}; choose one of "
+            f"{', '.join(SPLITS)}"
         )
     data = _load_embedded(name)[split].with_format(None)
     return data.to_iterable_dataset() if streaming else data

@@ -7,7 +7,7 @@ lets no file run anything.
 The page: https://bertbook.github.io/bertbook/book/label_files.html
 """
 
-# Tangled from book/label_files.md (22ed6ef9): edit it there and run
+# Tangled from book/label_files.md (7574a6f5): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -18,10 +18,12 @@ __all__ = [
 ]
 
 
-# %% book/label_files.md#from-bytes-to-rows 80a230dc
+# %% book/label_files.md#from-bytes-to-rows 38711d60
 import csv
 import io
 import json
+import re
+from collections import Counter
 from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
@@ -61,16 +63,17 @@ class Table(NamedTuple):
         return f"{self.name}:{self.lines[row]}"
 
 
-# %% book/label_files.md#commas-and-tabs 81c65f0c
+# %% book/label_files.md#commas-and-tabs 1a9a7547
 def _read_csv(path):
     tabs = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
     how = tabs if path.suffix.lower() == ".tsv" else {}
-    text = io.StringIO(_read_text(path), newline="")
-    reader = csv.reader(text, strict=True, **how)
+    text = _read_text(path)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, **how)
     rows, lines, start = [], [], 1
+    limit = csv.field_size_limit(len(text))  # one for all readers
     try:
         for row in reader:
-            if any(row):
+            if row:  # not an empty line
                 rows.append(row)
                 lines.append(start)
             start = reader.line_num + 1
@@ -79,21 +82,27 @@ def _read_csv(path):
             f"{path}:{start} begins a row that cannot be read ({error}); "
             "close each quote, and double a quote inside quotes"
         ) from None
+    finally:
+        csv.field_size_limit(limit)
     return _table_of(path, rows, lines)
 
 
-# %% book/label_files.md#commas-and-tabs f1b2d835
+# %% book/label_files.md#commas-and-tabs 2b5d46cc
+def _refuse_twins(place, names):
+    """ValueError where two columns have one name, other than none."""
+    for name, times in Counter(filter(None, names)).items():
+        if times > 1:
+            raise ValueError(
+                f"{place} names the column {name!r:.42} twice; rename one "
+                "of them"
+            )
+
+
 def _table_of(path, rows, lines):
     """The table of rows of fields, of which the first names the columns."""
     header = [name.strip() for name in rows[0]] if rows else []
-    seen = set()
-    for name in filter(None, header):
-        if name in seen:
-            raise ValueError(
-                f"{path}:{lines[0]} names the column {name!r:.42} twice; "
-                "rename one of them"
-            )
-        seen.add(name)
+    if rows:
+        _refuse_twins(f"{path}:{lines[0]}", header)
     for row, line in zip(rows, lines):
         if len(row) != len(header):
             raise ValueError(
@@ -110,18 +119,26 @@ def _table_of(path, rows, lines):
     return Table(str(path), header, values, size, lines[1:])
 
 
-# %% book/label_files.md#lines-of-json 2665626f
+# %% book/label_files.md#lines-of-json 73a0493a
+def _as_dict(pairs):
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        ((name, _),) = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"the name {name!r:.42} stands twice in an object")
+    return row
+
+
 def _parse_json(text, place):
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_as_dict)
         if "\\ud" in text.lower():  # perhaps half of a character
             json.dumps(value, ensure_ascii=False).encode()
         return value
     except (ValueError, RecursionError) as error:
         reason = str(error).replace("line 1 ", "")  # `place` has the line
         raise ValueError(
-            f"{place} is not JSON ({reason}); write one object a line, "
-            'such as {"text": "Funny.", "label": "pos"}'
+            f"{place} is not JSON as it should be ({reason}); write one "
+            'object a line, such as {"text": "Funny.", "label": "pos"}'
         ) from None
 
 
@@ -155,15 +172,16 @@ def _from_rows(path, rows, lines):
     return table._replace(columns=list(names))
 
 
-# %% book/label_files.md#a-token-a-line 3bbd4a99
+# %% book/label_files.md#a-token-a-line 5160c416
 def _in_sentence(numbered):
     _, line = numbered
     return line.strip() != "" and not line.startswith("-DOCSTART-")
 
 
 def _token_and_tag(path, number, line):
-    parts = line.split("\t") if "\t" in line else line.split()
-    token, tag = parts[0].strip(), parts[-1].strip()
+    line = line.strip(" \r")
+    parts = re.split("\t" if "\t" in line else " +", line)
+    token, tag = parts[0].strip(" "), parts[-1].strip(" ")
     if len(parts) < 2 or not token or not tag:
         raise ValueError(
             f"{path}:{number} is not a token and its tag; write both on a "
@@ -210,7 +228,7 @@ def _named(values, names):
     return names[values] if inside else None
 
 
-# %% book/label_files.md#parquet-and-what-the-hub-sends 27e3b982
+# %% book/label_files.md#parquet-and-what-the-hub-sends 04d9e34d
 def _noted_features(schema):
     """What `datasets` noted in a Parquet file, as a dict; or nothing."""
     try:
@@ -227,17 +245,24 @@ def _read_parquet(path):
     data = path.read_bytes()
     try:
         table = parquet.ParquetFile(pyarrow.BufferReader(data)).read()
-    except (pyarrow.ArrowException, OSError):
+        names = table.column_names
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError):
         raise ValueError(
             f"{path} is not a Parquet file, or is damaged; write it anew"
         ) from None
-    names = table.column_names
+    _refuse_twins(path, names)
     noted = _noted_features(table.schema).items()
     classes = {column: _class_names(each) for column, each in noted}
 
     def values(column):
-        numbers = table.column(names.index(column)).to_pylist()
-        return _named(numbers, classes.get(column))
+        try:
+            found = table.column(names.index(column)).to_pylist()
+        except (ValueError, OverflowError) as error:
+            raise ValueError(
+                f"{path} has a column {column!r:.42} that cannot be read "
+                f"({error}); write it anew, and text as UTF-8"
+            ) from None
+        return _named(found, classes.get(column))
 
     return Table(str(path), names, values, len(table), None, classes)
 

@@ -7,7 +7,7 @@ sentence what is not as it should be.
 The page: https://bertbook.github.io/bertbook/book/labelled_data.html
 """
 
-# Tangled from book/labelled_data.md (471b282b): edit it there and run
+# Tangled from book/labelled_data.md (35423f0a): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -86,8 +86,12 @@ def _find_columns(table, task, given):
     return found
 
 
-# %% book/labelled_data.md#no-row-is-believed 7d002f96
-def _check_text(table, row, column, value):
+# %% book/labelled_data.md#no-row-is-believed e2a69b83
+_TEXT = "text is expected; write it as a string"
+_NAME = "a name or an integer is expected; write one of these"
+
+
+def _check_text(table, row, column, value, wanted=_TEXT):
     """`value`, which must be text; ValueError with the place if not."""
     if value is None or isinstance(value, str) and not value.strip():
         raise ValueError(
@@ -97,8 +101,7 @@ def _check_text(table, row, column, value):
     if not isinstance(value, str):
         raise ValueError(
             f"{table.place(row)} has a {column} of type "
-            f"{type(value).__name__}, and text is expected; write it as a "
-            "string"
+            f"{type(value).__name__}, and {wanted}"
         )
     return value
 
@@ -106,15 +109,30 @@ def _check_text(table, row, column, value):
 def _name_of(table, row, column, value):
     """The text of a label, without blanks around it."""
     value = str(value) if isinstance(value, int) else value
-    return _check_text(table, row, column, value).strip()
+    return _check_text(table, row, column, value, _NAME).strip()
 
 
-# %% book/labelled_data.md#no-row-is-believed 96ec3e72
+# %% book/labelled_data.md#no-row-is-believed 831f06b5
+from collections import Counter
+from decimal import Decimal  # as `int` orders, however many digits
+
+
 def _in_order(names):
     """Names sorted, as numbers where all of them are."""
     names = sorted(names)
     numbers = all(name.isdecimal() for name in names)
-    return tuple(sorted(names, key=int) if numbers else names)
+    return tuple(sorted(names, key=Decimal) if numbers else names)
+
+
+def _numbers_of(table, labels):
+    numbers = {name: number for number, name in enumerate(labels)}
+    if len(numbers) < len(labels):
+        ((name, _),) = Counter(labels).most_common(1)
+        raise ValueError(
+            f"{table.name} is to be read with the label {name!r:.42} "
+            "twice; give each class a name of its own"
+        )
+    return numbers
 
 
 def _number(table, row, column, name, labels):
@@ -138,7 +156,7 @@ def _read_classes(table, values, labels):
         for row, value in enumerate(values["label"])
     ]
     labels = labels or _in_order(set(names))
-    numbers = {name: number for number, name in enumerate(labels)}
+    numbers = _numbers_of(table, labels)
     values["label"] = [
         _number(table, row, "label", name, numbers)
         for row, name in enumerate(names)
@@ -179,7 +197,7 @@ def _check_lists(table, row, tokens, tags):
         )
 
 
-# %% book/labelled_data.md#no-row-is-believed e4f4bdc9
+# %% book/labelled_data.md#no-row-is-believed 11bf76b2
 def _read_tags(table, values, labels):
     """Put numbers for the tags; returns the names."""
     names = []
@@ -189,7 +207,7 @@ def _read_tags(table, values, labels):
             _check_text(table, row, "token", token)
         names.append([_name_of(table, row, "tag", tag) for tag in lists[1]])
     labels = labels or _bio_labels(table, names)
-    numbers = {name: number for number, name in enumerate(labels)}
+    numbers = _numbers_of(table, labels)
     values["tags"] = [
         [_number(table, row, "tag", name, numbers) for name in tags]
         for row, tags in enumerate(names)
@@ -250,7 +268,7 @@ def _read_answers(table, values, labels):
     return ()
 
 
-# %% book/labelled_data.md#one-call 90c29997
+# %% book/labelled_data.md#one-call 450dd4da
 from pathlib import Path
 
 from bertbook.article_pairs import same_article_pairs
@@ -262,6 +280,7 @@ MADE = {  # of BBC News, by a function of the split
     "bbc_pairs": same_article_pairs,
     "bbc_cloze": cloze_questions,
 }
+_HERE = ", ".join([*SOURCES, *MADE])
 _HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?(:[\w.-]+)?")
 
 
@@ -269,7 +288,7 @@ def _open_file(path, split):
     if not path.exists():
         raise FileNotFoundError(
             f"there is no file {path}; correct the path, or give one of "
-            f"{', '.join([*SOURCES, *MADE])}, or a name on the hub"
+            f"{_HERE}, or a name on the hub"
         )
     table = read_table(path)
     if split != SPLITS[0]:
@@ -280,7 +299,7 @@ def _open_file(path, split):
     return table
 
 
-# %% book/labelled_data.md#one-call 9fdc1903
+# %% book/labelled_data.md#one-call c58605fc
 def _open_source(source, split):
     """The table of a name or a path."""
     if source in MADE:
@@ -292,7 +311,15 @@ def _open_source(source, split):
     if path.exists() or path.suffix.lower() in FORMATS or not named:
         return _open_file(path, split)
     name, _, config = source.partition(":")
-    return dataset_table(source, load_corpus(name, split, config or None))
+    try:
+        data = load_corpus(name, split, config or None)
+    except ConnectionError as error:  # which names the corpora alone
+        raise ConnectionError(
+            f"{source!r} is neither embedded nor a file, and the Hugging "
+            f"Face hub does not answer; choose one of {_HERE}, or come "
+            "back with a network"
+        ) from error
+    return dataset_table(source, data)
 
 
 # %% book/labelled_data.md#one-call c897ecee
@@ -315,7 +342,7 @@ def _features(task, labels):
     return hf.Features({c: kinds.get(c, text) for c in COLUMNS[task]})
 
 
-# %% book/labelled_data.md#one-call 5a1a56e8
+# %% book/labelled_data.md#one-call b018b164
 def read_labelled(source, task, split="train", labels=None, columns=None):
     """One split of a labelled data set, checked, as `Labelled`.
 
@@ -343,7 +370,8 @@ def read_labelled(source, task, split="train", labels=None, columns=None):
     values = {column: table.values(found[column]) for column in found}
     classes = table.classes or {}
     known = classes.get(found.get("label") or found.get("tags"))
-    labels = _CHECKS[task](table, values, tuple(labels or known or ()))
+    labels = tuple(str(name).strip() for name in labels or known or ())
+    labels = _CHECKS[task](table, values, labels)
     if len(labels) == 1:
         raise ValueError(
             f"{table.name} has no label but {labels[0]!r:.42}; a model "

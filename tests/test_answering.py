@@ -1,6 +1,7 @@
 """Training a reader: labels, thresholds and scores."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from bertbook.classification import collate
 from bertbook.config import BertConfig
 from bertbook.finetuning import Finetuning, finetune, new_model
 from bertbook.heads import BertForQuestionAnswering
+from bertbook.inference import saved_threshold
 from bertbook.labelled_data import Labelled
 from bertbook.model import BertModel
 from bertbook.optimization import Length, Optimization
@@ -196,6 +198,14 @@ def test_a_reader_learns_four_questions_by_heart(tokenizer, tmp_path):
     found = task.evaluate(model, features, data)
     assert found["f1"] == found["exact"] == 1 - run.progress.best == 1
     assert set(found) == {"exact", "f1", "f1_with", "silent", "threshold"}
+    kept = saved_threshold(out)
+    assert kept == pytest.approx(found["threshold"])
+    lacking = labelled([DATA[2]])
+    features = task.features(lacking, tokenizer, 16)
+    examined = replace(task, threshold=kept)
+    found = examined.evaluate(model, features, lacking)
+    assert found["threshold"] == kept
+    assert task.evaluate(model, features, lacking)["threshold"] != kept
 
 
 def test_fine_tuning_thins_out_what_it_learns_from(tokenizer, tmp_path):

@@ -4,10 +4,12 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from markdown_it.renderer import RendererHTML
 
 from bertbook.cloze_questions import (
     BLANK,
@@ -256,3 +258,21 @@ def test_the_window_is_summed_by_hand():
 def test_a_blank_is_no_word():
     assert words_of(f"{BLANK} sold a mask") == {"sold", "a", "mask"}
     assert words_of(BLANK) == frozenset()
+
+
+def test_an_amount_of_money_is_no_formula():
+    from myst_parser.config.main import MdParserConfig
+    from myst_parser.parsers.mdit import create_md_parser
+
+    config = MdParserConfig(enable_extensions={"dollarmath"})
+    parser = create_md_parser(config, RendererHTML)
+    path = Path(__file__).parent.parent / "book/cloze_questions.md"
+    text = path.read_text("utf-8")
+    inline = [
+        each
+        for token in parser.parse(text)
+        for each in token.children or []
+    ]
+    formulas = [t.content for t in inline if t.type == "math_inline"]
+    assert "n_w" in formulas and not any("*" in f for f in formulas)
+    assert "".join(t.content for t in inline).count("$3bn") == 2

@@ -455,7 +455,9 @@ def test_unknown_split_is_one_sentence():
     message = str(caught.value)
     assert "'bbc_news'" in message and "'dev'" in message
     assert "train, validation, test" in message and "\n" not in message
-    with pytest.raises(ValueError, match="without a config"):
+    assert "config" not in message and "None" not in message
+    assert not message.endswith(".")
+    with pytest.raises(ValueError, match="no configuration 'plain_text'"):
         load_corpus("imdb", "train", "plain_text")
 
 
@@ -586,6 +588,7 @@ def refused(name, **named):
         load_corpus(name, **named)
     message = str(caught.value)
     assert "\n" not in message and message.count(". ") == 0
+    assert not message.endswith(".")
     assert repr(name) in message and "no such file or folder" in message
     for embedded in NAMES:
         assert embedded in message

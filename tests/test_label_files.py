@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import pickle
+from contextlib import suppress
 
 import pytest
 from hypothesis import given, settings
@@ -115,14 +116,28 @@ def test_a_tsv_has_no_quotes(folder, rows):
     assert table.lines == list(range(2, len(rows) + 2))
 
 
-def test_a_header_is_trimmed_and_blank_rows_are_left_out(folder):
+def test_a_header_is_trimmed_and_empty_lines_are_left_out(folder):
     path = folder / "blank.csv"
     path.write_bytes(
         b"\xef\xbb\xbf text ,label,,\r\n\r\na,b,,\r\n,,,\r\nc,d,,"
     )
     table = read_table(path)
     assert table.columns == ["text", "label", "", ""]
-    assert table.values("text") == ["a", "c"] and table.lines == [3, 5]
+    assert table.values("text") == ["a", "", "c"], "commas are a row"
+    assert table.lines == [3, 4, 5]
+
+
+@pytest.mark.parametrize("ending", [".csv", ".tsv"])
+def test_a_long_text_comes_back(folder, ending):
+    limit = csv.field_size_limit()
+    path, long = folder / f"long{ending}", "x" * (limit + 1)
+    between = "," if ending == ".csv" else "\t"
+    path.write_text(f"text{between}label\n{long}{between}a\n")
+    assert read_table(path).values("text") == [long]
+    path.write_text(f'text,label\n"{long}\n')
+    with suppress(ValueError):
+        read_table(path)
+    assert csv.field_size_limit() == limit
 
 
 @pytest.mark.parametrize("data", [b"", b"\xef\xbb\xbf", b"\n \n", b"a,b\n"])
@@ -141,7 +156,7 @@ def test_a_table_without_rows_has_none(folder, data, ending):
         ("text,label\na\n", 2, "has 1 fields, and the header has 2"),
         ("text,label\n\n\na,b,c\n", 4, "has 3 fields"),
         ("text,text\na,b\n", 1, "names the column 'text' twice"),
-        ("text,label\n" + "x" * 131_073 + ",a\n", 2, "field larger"),
+        ("text,label\n" + '"' + "x" * 131_073, 2, "cannot be read"),
     ],
 )
 def test_a_broken_csv_names_its_line(folder, data, line, part):
@@ -225,6 +240,9 @@ def test_lines_of_json_may_be_called_json(folder):
         ("[" * 100_000, " is not JSON"),
         ('{"a": ' + "9" * 5000 + "}", ":1 is not JSON"),
         ("\0", ":1 is not JSON"),
+        ('{"a": 1}\n{"a": 1, "b": 2, "a": 1}', ":2 is not JSON"),
+        ('{"a": {"text": [], "text": []}}', ":1 is not JSON"),
+        ('[{"a": 1, "a": 2}]', " is not JSON"),
     ],
 )
 def test_broken_json_names_its_place(folder, data, place):
@@ -313,6 +331,16 @@ def test_a_line_without_a_tag_is_named(folder, line):
     assert f"{path}:4 is not a token and its tag" in message
 
 
+@pytest.mark.parametrize("odd", [*"\x0b\x1c\x85\xa0\u2007\u2028\u3000"])
+@pytest.mark.parametrize("between", [" ", "  ", "\t", " NN "])
+def test_blanks_and_tabs_alone_part_the_columns(folder, odd, between):
+    path = folder / "odd.conll"
+    tokens = [f"10{odd}km", f"km{odd}", f"{odd}km"]
+    lines = [f"{token}{between}O\r\n" for token in tokens]
+    path.write_bytes("".join(lines).encode())
+    assert read_table(path).values("tokens") == [tokens]
+
+
 # Parquet and datasets
 
 
@@ -392,6 +420,54 @@ def test_a_strangers_note_is_only_read(folder, note):
     path = folder / "note.parquet"
     parquet.write_table(table, path)
     assert read_table(path).values("label") == [0, 1], "no file of names"
+
+
+def text_column(data):
+    """A column of one text with these bytes, whatever they are."""
+    import pyarrow
+
+    ends = pyarrow.array([0, len(data)], pyarrow.int32()).buffers()[1]
+    buffers = [None, ends, pyarrow.py_buffer(data)]
+    return pyarrow.Array.from_buffers(pyarrow.string(), 1, buffers)
+
+
+def test_a_parquet_text_that_is_not_utf_8_is_refused(folder):
+    import pyarrow
+    from pyarrow import parquet
+
+    path = folder / "bytes.parquet"
+    columns = {"text": text_column(b"caf\xe9"), "label": ["x"]}
+    parquet.write_table(pyarrow.table(columns), path)
+    table = read_table(path)
+    assert table.values("label") == ["x"]
+    with pytest.raises(ValueError) as error:
+        table.values("text")
+    message = one_sentence(error)
+    assert message.startswith(f"{path} has a column 'text' that cannot be")
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"label", b"lab\xe9l"))
+    with pytest.raises(ValueError) as error:
+        read_table(path)
+    assert one_sentence(error).startswith(f"{path} ")
+
+
+def test_two_parquet_columns_of_one_name_are_refused(folder):
+    import pyarrow
+    from pyarrow import parquet
+
+    path, one = folder / "twins.parquet", pyarrow.array([["a"]])
+    names = ["text", "text"]
+    parquet.write_table(pyarrow.table([one, one], names=names), path)
+    with pytest.raises(ValueError) as error:
+        read_table(path)
+    message = one_sentence(error)
+    assert message.startswith(f"{path} names the column 'text' twice")
+    inside = pyarrow.StructArray.from_arrays([one, one], names=names)
+    parquet.write_table(pyarrow.table({"answers": inside}), path)
+    with pytest.raises(ValueError) as error:
+        read_table(path).values("answers")
+    message = one_sentence(error)
+    assert message.startswith(f"{path} has a column 'answers' that cannot")
 
 
 @pytest.mark.parametrize("kept", [0, 3, 4, 50, -1, -8])

@@ -335,6 +335,7 @@ WRONG = [
     ("a.conll", "\n\n", "tag", "is empty"),
     ("a.csv", "text,label\na,x\n ,y\n", "classify", ":3 has an empty text"),
     ("a.csv", "text,label\na,x\nb,\n", "classify", ":3 has an empty label"),
+    ("a.csv", "text,label\na,x\n,\n", "classify", ":3 has an empty text"),
     ("a.csv", "text,label\na,x\nb,x\n", "classify", "no label but 'x'"),
     ("a.csv", "tokens,tags\na,O\n", "tag", ":2 has no list of tokens"),
     ("a.csv", "review,stars\na,x\n", "classify", "column text, label, but"),
@@ -347,7 +348,12 @@ WRONG = [
     ("a.jsonl", "{}\n", "classify", "no column text, label, but none"),
     ("a.jsonl", '{"text": 5, "label": "x"}', "classify", "of type int"),
     ("a.jsonl", '{"text": ["a"], "label": 1}', "classify", "of type list"),
-    ("a.jsonl", '{"text": "a", "label": 0.5}', "classify", "type float"),
+    (
+        "a.jsonl",
+        '{"text": "a", "label": 0.5}',
+        "classify",
+        "label of type float, and a name or an integer is expected;",
+    ),
     (
         "a.jsonl",
         '{"text": "a", "label": 1}\n{"label": 2}',
@@ -450,6 +456,52 @@ def test_an_unknown_label_is_refused_with_those_known(folder):
     assert f"{path}:1 has the tag 'B-boat'" in one_sentence(error)
 
 
+def test_a_label_is_a_number_of_any_length(folder):
+    long = "9" * 5000
+    rows = [("a", long), ("b", "10"), ("c", "9")]
+    path = write_csv(folder / "digits.csv", ("text", "label"), rows)
+    assert read_labelled(path, "classify").labels == ("9", "10", long)
+
+
+def noted_classes(path, names):
+    """A Parquet file of two rows, with these names for 0 and 1."""
+    import pyarrow
+    from pyarrow import parquet
+
+    label = {"names": names, "_type": "ClassLabel"}
+    note = json.dumps({"info": {"features": {"label": label}}})
+    table = pyarrow.table({"text": ["a", "b"], "label": [0, 1]})
+    table = table.replace_schema_metadata({b"huggingface": note.encode()})
+    parquet.write_table(table, path)
+    return path
+
+
+def test_blanks_around_a_label_do_not_count(folder):
+    path = noted_classes(folder / "blanks.parquet", [" neg", "pos\n"])
+    found = read_labelled(path, "classify")
+    assert found.labels == ("neg", "pos")
+    assert found.rows["label"][:] == [0, 1]
+    rows = [("a", "neg "), ("b", " pos")]
+    path = write_csv(folder / "blanks.csv", ("text", "label"), rows)
+    found = read_labelled(path, "classify", labels=("pos ", "neg"))
+    assert found.labels == ("pos", "neg")
+    assert found.rows["label"][:] == [1, 0]
+
+
+@pytest.mark.parametrize("names", [["a", "a"], ["b", "a", " b"]])
+def test_two_labels_of_one_name_are_refused(folder, names):
+    path = noted_classes(folder / "same.parquet", names)
+    tags = folder / "same.jsonl"
+    tags.write_text('{"tokens": ["x"], "tags": ["a"]}')
+    for source, task in ((path, "classify"), (tags, "tag")):
+        with pytest.raises(ValueError) as error:
+            read_labelled(source, task, labels=names)
+        message = one_sentence(error)
+        assert str(source) in message and f"{names[0]!r} twice" in message
+    with pytest.raises(ValueError, match="twice; give each class"):
+        read_labelled(path, "classify")
+
+
 def test_a_message_stays_short(folder):
     rows = [("a", "x" * 9999), ("b", "y" * 9999)]
     path = write_csv(folder / "swapped.csv", ("text", "label"), rows)
@@ -507,7 +559,10 @@ def test_a_name_without_a_hub_is_one_sentence(name, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
     with pytest.raises(ConnectionError) as error:
         read_labelled(name, "classify")
-    assert "hub does not answer" in one_sentence(error)
+    message = one_sentence(error)
+    assert repr(name) in message and "hub does not answer" in message
+    assert all(source in message for source in [*SOURCES, *MADE])
+    assert not message.endswith(".")
 
 
 class Trap:
