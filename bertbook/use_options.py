@@ -6,7 +6,7 @@ trained for, the texts that a command reads, and the answers that it prints.
 The page: https://bertbook.github.io/bertbook/book/use_options.html
 """
 
-# Tangled from book/use_options.md (bfd3e800): edit it there and run
+# Tangled from book/use_options.md (806a0a6d): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -189,9 +189,10 @@ def add_options(command: str, parser: ArgumentParser) -> None:
     parser.usage = f"%(prog)s {' '.join(needed)}\n{' ' * 7}{rest}"
 
 
-# %% book/use_options.md#as-it-was-trained dc27b25f
-import json
+# %% book/use_options.md#as-it-was-trained 1f69a210
 from pathlib import Path
+
+from bertbook.tokenizer_files import read_object
 
 _HEADS = {
     "BertForSequenceClassification": "classify",
@@ -201,16 +202,8 @@ _HEADS = {
 
 
 def facts_in(path: Path) -> dict:
-    """The object in a JSON file; an empty dict where there is no file.
-
-    Raises ValueError for a file that is damaged.
-    """
-    try:
-        return dict(json.loads(path.read_bytes())) if path.is_file() else {}
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path} is damaged ({error}); put a copy in its place"
-        ) from None
+    """As `read_object`, but an empty dict where there is no file."""
+    return read_object(path) if path.is_file() else {}
 
 
 # %% book/use_options.md#as-it-was-trained 3682aa22
@@ -329,7 +322,9 @@ def _vector(text, found):
     return {"text": text, "vector": found.tolist()}, line
 
 
-# %% book/use_options.md#an-answer-is-a-line c10a4da4
+# %% book/use_options.md#an-answer-is-a-line e5840d81
+import json
+
 SHOWN = {
     "Classifier": _class,
     "Tagger": _entities,

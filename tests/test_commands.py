@@ -601,7 +601,7 @@ WRONG = {
     "half a pair": ("predict --model pairs 'a film\t '", ["text 1 has no"]),
     "no model": ("predict --model no/such x", ["no/such"]),
     "a folder without": ("predict --model index0 x", ["index0"]),
-    "a damaged run": ("predict --model torn x", ["run.json is damaged"]),
+    "a damaged run": ("predict --model torn x", ["run.json is not JSON"]),
     "a long row": (
         "predict --model classify --max-length 65 x",
         ["max_length=65", "64"],
@@ -682,6 +682,26 @@ WRONG = {
         ["never holds no run"],
     ),
 }
+
+
+LEARN = "finetune --task classify --data great.csv --held-out great.csv"
+
+
+@pytest.mark.parametrize(
+    "line", ["predict --task classify --model {} x", LEARN]
+)
+@pytest.mark.parametrize(
+    "text", ['{"hidden_size": "24"}', "[]", "[" * 10**5]
+)
+def test_a_damaged_folder_is_named(place, shell, tmp_path, line, text):
+    (place / "great.csv").write_text("text,label\na,bad\nb,great\n")
+    folder = shutil.copytree(place / "classify", tmp_path / "model")
+    (folder / "config.json").write_text(text)
+    line += f" --initial {folder} --out never" if line is LEARN else ""
+    done = shell(line.format(folder))
+    assert done.status == 1 and done.err.count("\n") == 1, done.err
+    assert f"{folder}/config.json" in done.err
+    assert not (place / "never").exists()
 
 
 @pytest.mark.parametrize("kind", WRONG)
