@@ -6,7 +6,7 @@ cannot work, and reads and writes the published config.json.
 The page: https://bertbook.github.io/bertbook/book/config.html
 """
 
-# Tangled from book/config.md (e4af2b57): edit it there and run
+# Tangled from book/config.md (8d5e8eeb): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -294,7 +294,7 @@ def _refuse_what_we_cannot_hold(data: dict) -> None:
             )
 
 
-# %% book/config.md#the-published-format 6c6808fa
+# %% book/config.md#the-published-format 98f0d1ef
 def _read_labels(data: dict) -> dict:
     """`num_labels` and `labels` from the published id2label, label2id."""
     named, numbered = data.get("id2label"), data.get("label2id")
@@ -313,6 +313,7 @@ def _read_labels(data: dict) -> dict:
             "0, 1, 2 and so on without a gap; number them again"
         )
     labels = tuple(named[str(index)] for index in range(len(named)))
+    _check_labels(labels, len(labels))
     usual = _default_labels(len(labels))
     inverse = {name: index for index, name in enumerate(labels)}
     if numbered and numbered != inverse and set(numbered) != set(usual):

@@ -6,7 +6,7 @@ trained for, the texts that a command reads, and the answers that it prints.
 The page: https://bertbook.github.io/bertbook/book/use_options.html
 """
 
-# Tangled from book/use_options.md (611ba646): edit it there and run
+# Tangled from book/use_options.md (960d179b): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -258,7 +258,7 @@ def task_of(model: str) -> str:
     )
 
 
-# %% book/use_options.md#as-it-was-trained 5d40b161
+# %% book/use_options.md#as-it-was-trained 0b63ebe8
 def length_of(model: str) -> int:
     """The pieces of a row, by the folder or name of a trained model.
 
@@ -267,14 +267,13 @@ def length_of(model: str) -> int:
     from bertbook.checkpoint_files import find_checkpoint
     from bertbook.checkpoint_files import read_configuration as read
 
+    most = read(find_checkpoint(model))[0].max_position_embeddings
     path = Path(model, "run.json")
-    length = facts_in(path).get("max_length")
-    if length is None:
-        return read(find_checkpoint(model))[0].max_position_embeddings
-    if type(length) is not int or length < 1:
+    length = facts_in(path).get("max_length", most)
+    if type(length) is not int or not 1 <= length <= most:
         raise ValueError(
             f"{path}: max_length={length!r:.40} is no whole number from 1 "
-            "on; give --max-length"
+            f"to {most}; give --max-length"
         )
     return length
 

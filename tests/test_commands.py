@@ -628,6 +628,10 @@ WRONG = {
         "evaluate --model wordy --task classify --data great.csv",
         ["run.json: max_length='long'"],
     ),
+    "a length that is too long": (
+        "evaluate --model longer --task classify --data great.csv",
+        ["run.json: max_length=65 ", "to 64"],
+    ),
     "a long row": (
         "predict --model classify --max-length 65 x",
         ["max_length=65", "64"],
@@ -744,10 +748,10 @@ def test_wrong_input_is_one_sentence(place, shell, kind):
     for name in "index0", "torn":
         (place / name).mkdir(exist_ok=True)
     (place / "torn/run.json").write_text('{"task": ')
-    wordy = shutil.copytree(
-        place / "classify", place / "wordy", dirs_exist_ok=True
-    )
-    (wordy / "run.json").write_text('{"max_length": "long"}')
+    for name, length in ("wordy", '"long"'), ("longer", "65"):
+        folder = place / name
+        shutil.copytree(place / "classify", folder, dirs_exist_ok=True)
+        (folder / "run.json").write_text(f'{{"max_length": {length}}}')
     line, said = WRONG[kind]
     done = shell(line)
     assert done.status == 1 and done.out == "", done.out

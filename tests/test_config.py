@@ -536,7 +536,7 @@ def test_files_both_ways(tmp_path):
         (b'{"hidden_size": 1000000000001}', ": hidden_size=1000000000001"),
         (b'{"num_hidden_layers": 100000000}', "from 1 to 1,000 in every"),
         (b'{"id2label": ["a", "b"]}', ": id2label=['a', 'b'] is of type"),
-        (b'{"id2label": {"0": ["a"], "1": 1}}', ": "),
+        (b'{"id2label": {"0": ["a"], "1": 1}}', ": a label=['a'] is of"),
         (b"[1]", " holds a list, and a JSON object is expected"),
     ],
 )
