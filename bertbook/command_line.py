@@ -6,7 +6,7 @@ defaults are those of the settings, and errors of one sentence.
 The page: https://bertbook.github.io/bertbook/book/command_line.html
 """
 
-# Tangled from book/command_line.md (2557cf32): edit it there and run
+# Tangled from book/command_line.md (332a81ee): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -127,11 +127,12 @@ def main(
         return 1
 
 
-# %% book/command_line.md#the-text-of-a-run 91ffc2be
+# %% book/command_line.md#the-text-of-a-run 7a45c596
 import json
 from pathlib import Path
 
 from bertbook.reproducibility import write_atomically
+from bertbook.tokenizer_files import read_object
 
 
 def _tokenizer(options, show):
@@ -194,12 +195,12 @@ def write_text(options: Namespace, out: Path) -> None:
     write_atomically(out / "data" / "text.json", text + "\n")
 
 
-# %% book/command_line.md#the-text-of-a-run 2d74679b
+# %% book/command_line.md#the-text-of-a-run b6bef154
 def check_text(options: Namespace, out: Path) -> None:
     """Refuse to continue a run on another text than its own."""
     from bertbook.training_state import differences
 
-    before = json.loads((out / "data" / "text.json").read_bytes())
+    before = read_object(out / "data" / "text.json")
     if found := differences(before, before | _text_of(options)):
         raise ValueError(
             f"{out} holds a run on another text: {'; '.join(found)}; leave "
@@ -219,7 +220,7 @@ def open_text(out: Path):
     return Text(BertTokenizer.from_pretrained(data), *parts)
 
 
-# %% book/command_line.md#the-run 08492e6d
+# %% book/command_line.md#the-run 4bb67105
 def _before(options, out):
     """The settings to start from: those of the run, or the defaults."""
     path = out / "run.json"
@@ -233,8 +234,8 @@ def _before(options, out):
         raise FileNotFoundError(
             f"{out} holds no run (no run.json); leave out --resume"
         )
+    before = read_object(path)
     try:
-        before = json.loads(path.read_bytes())
         settings_from(before)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(

@@ -6,7 +6,7 @@ lines each.
 The page: https://bertbook.github.io/bertbook/book/commands.html
 """
 
-# Tangled from book/commands.md (98ba73d6): edit it there and run
+# Tangled from book/commands.md (a3947612): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -21,7 +21,7 @@ __all__ = [
 ]
 
 
-# %% book/commands.md#five-that-read e734052a
+# %% book/commands.md#five-that-read 2400f7fc
 import sys
 from argparse import Namespace
 from itertools import tee
@@ -32,18 +32,13 @@ from bertbook.use_options import (
     SHOWN,
     decode_text,
     facts_in,
+    length_of,
     task_of,
     tell,
     texts_of,
 )
 
 _KEYWORDS = "batch_tokens window long stride threshold longest pooling"
-
-
-def _length(options):
-    """The pieces of a row, as the line says or as the model was trained."""
-    trained = facts_in(Path(options.model, "run.json"))
-    return options.max_length or trained.get("max_length")
 
 
 def _predictor(options, name):
@@ -56,7 +51,7 @@ def _predictor(options, name):
         for word in _KEYWORDS.split()
         if words.get(word) is not None
     }
-    given["max_length"] = _length(options)
+    given["max_length"] = options.max_length or length_of(options.model)
     given["device"] = _device(options.device)
     return getattr(inference, name).from_pretrained(options.model, **given)
 
@@ -232,7 +227,7 @@ def _evaluate(options, task, features, data):
         return task.evaluate(model, features, data)
 
 
-# %% book/commands.md#one-that-scores 10444b17
+# %% book/commands.md#one-that-scores fd09eb7e
 import math
 
 
@@ -250,7 +245,7 @@ def run_evaluate(options: Namespace) -> int:
     from bertbook.tokenizer import BertTokenizer
 
     name = options.task or task_of(options.model)
-    length = _length(options) or 128
+    length = options.max_length or length_of(options.model)
     task = _trained_task(name, options.model, length)
     split = options.split or _split_of(options.data, "test")
     how = split, getattr(task, "labels", None), _columns(options)

@@ -6,7 +6,7 @@ cannot work, and reads and writes the published config.json.
 The page: https://bertbook.github.io/bertbook/book/config.html
 """
 
-# Tangled from book/config.md (2a875d13): edit it there and run
+# Tangled from book/config.md (8d5e8eeb): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -17,13 +17,14 @@ __all__ = [
 ]
 
 
-# %% book/config.md#the-numbers 32f66104
+# %% book/config.md#the-numbers 540237a4
 import json
 import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from bertbook.reproducibility import write_atomically
+from bertbook.tokenizer_files import read_object
 
 
 @dataclass(frozen=True)
@@ -58,17 +59,18 @@ def _check_type(name, value, types, wanted) -> None:
         )
 
 
-# %% book/config.md#numbers-that-cannot-work 96e95893
+# %% book/config.md#numbers-that-cannot-work 96c95694
 def _check_sizes(config: _Published) -> None:
-    """Sizes are whole numbers from 1 on, and each head gets its share."""
+    """Sizes are whole numbers in bounds, and each head gets its share."""
     sizes = [field for field in fields(config) if field.type is int]
     for name, usual in ((size.name, size.default) for size in sizes):
         value = getattr(config, name)
         _check_type(name, value, (int,), f"a whole number such as {usual}")
-        if value < 1:
+        most = 1000 if name == "num_hidden_layers" else 2**20
+        if not 1 <= value <= most:
             raise ValueError(
-                f"{name}={value}, and a size is at least 1; give a whole "
-                f"number such as {usual}"
+                f"{name}={value}, and it is from 1 to {most:,} in every "
+                f"BERT; give a whole number such as {usual}"
             )
     size, heads = config.hidden_size, config.num_attention_heads
     if size % heads:
@@ -174,7 +176,7 @@ def _check_labels(labels, count: int) -> None:
         )
 
 
-# %% book/config.md#the-configuration c64c9f67
+# %% book/config.md#the-configuration 5c7adce3
 @dataclass(frozen=True)
 class BertConfig(_Published):
     """Everything that fixes a BERT but its weights (BERT, section 3).
@@ -217,7 +219,7 @@ class BertConfig(_Published):
 
     @classmethod
     def from_json_file(cls, path: str | Path) -> "BertConfig":
-        """As `from_dict`, from a `config.json`; errors name the file."""
+        """As `from_dict`, from a `config.json`; ValueError names it."""
         return _from_json_file(cls, path)
 
     def to_json_file(self, path: str | Path, published: bool = True):
@@ -226,7 +228,7 @@ class BertConfig(_Published):
         write_atomically(path, text + "\n")
 
 
-# %% book/config.md#the-published-format e6517918
+# %% book/config.md#the-published-format 2329a6c2
 # What the paper's BERT has, and the published format takes for granted.
 _PAPER = {"layer_norm": "post", "classifier_pooling": "pooler"}
 
@@ -254,14 +256,11 @@ def _to_dict(config, published: bool) -> dict:
 
 
 def _from_json_file(cls, path):
+    data = read_object(path)
     try:
-        return cls.from_dict(json.loads(Path(path).read_bytes()))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{path} is not JSON ({error}); mend it, or get it again"
-        ) from None
+        return cls.from_dict(data)
     except (TypeError, ValueError) as error:
-        raise type(error)(f"{path}: {error}") from None
+        raise ValueError(f"{path}: {error}") from None
 
 
 # %% book/config.md#the-published-format 942ee3af
@@ -295,7 +294,7 @@ def _refuse_what_we_cannot_hold(data: dict) -> None:
             )
 
 
-# %% book/config.md#the-published-format 6c6808fa
+# %% book/config.md#the-published-format 98f0d1ef
 def _read_labels(data: dict) -> dict:
     """`num_labels` and `labels` from the published id2label, label2id."""
     named, numbered = data.get("id2label"), data.get("label2id")
@@ -314,6 +313,7 @@ def _read_labels(data: dict) -> dict:
             "0, 1, 2 and so on without a gap; number them again"
         )
     labels = tuple(named[str(index)] for index in range(len(named)))
+    _check_labels(labels, len(labels))
     usual = _default_labels(len(labels))
     inverse = {name: index for index, name in enumerate(labels)}
     if numbered and numbered != inverse and set(numbered) != set(usual):

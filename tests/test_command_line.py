@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -296,13 +297,28 @@ def test_a_changed_option_refuses_to_resume(
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"a": 1}', '{"model": 1}', "\xff"]
+    "text",
+    ["", "{", "[]", "[" * 200_000, '{"a": 1}', '{"model": 1}', "\xff"],
+    ids=range(7),
 )
 def test_damaged_settings_are_named(tmp_path, text, capsys):
     (tmp_path / "run.json").write_bytes(text.encode("latin-1"))
     assert main(["pretrain", "--resume", "--out", str(tmp_path)]) == 1
     said = capsys.readouterr().err
-    assert "run.json is damaged" in said and said.count("\n") == 1
+    assert f"{tmp_path / 'run.json'} " in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("text", ["", "[]", "[" * 200_000], ids=range(3))
+def test_a_damaged_note_of_the_text_is_named(
+    run, folder, tmp_path, text, capsys
+):
+    shutil.copytree(folder / "whole", tmp_path / "whole")
+    path = tmp_path / "whole/data/text.json"
+    path.write_text(text)
+    line = ["pretrain", "--resume", "--out", str(tmp_path / "whole")]
+    assert main(line) == 1
+    said = capsys.readouterr().err
+    assert f"{path} " in said and said.count("\n") == 1
 
 
 def test_the_same_options_resume(run, folder):

@@ -175,6 +175,17 @@ def test_a_row_is_as_long_as_in_training(place, records):
     assert average["scores"] == pytest.approx(reads(long)["scores"])
 
 
+@pytest.mark.parametrize("model", ["classify", "short"])
+def test_a_model_answers_as_it_was_scored(place, records, model):
+    """In rows of one length, wherever that comes from."""
+    long = "the slow drama was good . " * 30
+    (place / "long.csv").write_text(f"text,label\n{long},good\n")
+    (found,) = records(f"evaluate --model {model} --data long.csv")
+    (said,) = records(f"predict --model {model} {shlex.quote(long)}")
+    chance = said["scores"]["good"]
+    assert found["loss"] == pytest.approx(-np.log(chance), abs=1e-4)
+
+
 def test_pairs_have_a_tab(place, records):
     pairs = [("who met anna ?", "the team ."), ("a film", "a b \t c")]
     classify = Classifier.from_pretrained(place / "pairs")
@@ -204,6 +215,13 @@ def test_entities(place, shell, records):
         assert line == "; ".join(
             f"{each['entity']}: {each['text']}" for each in one["entities"]
         )
+
+
+def test_a_text_of_two_lines_has_one_line(place, shell, records):
+    text = shlex.quote("anna\nmet\nanna\nlab\n" * 4)
+    found = records(f"predict --model tag {text}")[0]["entities"]
+    assert any("\n" in each["text"] for each in found)
+    assert shell(f"predict --model tag {text}").out.count("\n") == 1
 
 
 def test_masks(place, shell, records):
@@ -601,7 +619,19 @@ WRONG = {
     "half a pair": ("predict --model pairs 'a film\t '", ["text 1 has no"]),
     "no model": ("predict --model no/such x", ["no/such"]),
     "a folder without": ("predict --model index0 x", ["index0"]),
-    "a damaged run": ("predict --model torn x", ["run.json is damaged"]),
+    "a damaged run": ("predict --model torn x", ["run.json is not JSON"]),
+    "a length that is none": (
+        "predict --model wordy --task classify x",
+        ["run.json: max_length='long'", "--max-length"],
+    ),
+    "a length that is none, to score": (
+        "evaluate --model wordy --task classify --data great.csv",
+        ["run.json: max_length='long'"],
+    ),
+    "a length that is too long": (
+        "evaluate --model longer --task classify --data great.csv",
+        ["run.json: max_length=65 ", "to 64"],
+    ),
     "a long row": (
         "predict --model classify --max-length 65 x",
         ["max_length=65", "64"],
@@ -684,6 +714,26 @@ WRONG = {
 }
 
 
+LEARN = "finetune --task classify --data great.csv --held-out great.csv"
+
+
+@pytest.mark.parametrize(
+    "line", ["predict --task classify --model {} x", LEARN]
+)
+@pytest.mark.parametrize(
+    "text", ['{"hidden_size": "24"}', "[]", "[" * 10**5]
+)
+def test_a_damaged_folder_is_named(place, shell, tmp_path, line, text):
+    (place / "great.csv").write_text("text,label\na,bad\nb,great\n")
+    folder = shutil.copytree(place / "classify", tmp_path / "model")
+    (folder / "config.json").write_text(text)
+    line += f" --initial {folder} --out never" if line is LEARN else ""
+    done = shell(line.format(folder))
+    assert done.status == 1 and done.err.count("\n") == 1, done.err
+    assert f"{folder}/config.json" in done.err
+    assert not (place / "never").exists()
+
+
 @pytest.mark.parametrize("kind", WRONG)
 def test_wrong_input_is_one_sentence(place, shell, kind):
     (place / "latin.txt").write_bytes("so\nêtre\n".encode("latin-1"))
@@ -698,6 +748,10 @@ def test_wrong_input_is_one_sentence(place, shell, kind):
     for name in "index0", "torn":
         (place / name).mkdir(exist_ok=True)
     (place / "torn/run.json").write_text('{"task": ')
+    for name, length in ("wordy", '"long"'), ("longer", "65"):
+        folder = place / name
+        shutil.copytree(place / "classify", folder, dirs_exist_ok=True)
+        (folder / "run.json").write_text(f'{{"max_length": {length}}}')
     line, said = WRONG[kind]
     done = shell(line)
     assert done.status == 1 and done.out == "", done.out
@@ -724,6 +778,13 @@ def test_bytes_of_the_line_are_checked_too():
         "finetune --task classify --data x.csv --out y",
         "predict --model classify --window 0 x",
         "fill-mask --model fill --top-k none x",
+        "predict --model tag --stride -1 x",
+        "answer --model ask --stride -1 'a\tb'",
+        "answer --model ask --threshold nan 'a\tb'",
+        "answer --model ask --threshold x 'a\tb'",
+        "search --model encoder --index index --window 2 x",
+        "search --model encoder --index index --batch-tokens 2 x",
+        "search --model encoder --index index --quiet x",
     ],
 )
 def test_a_line_that_cannot_be_read(shell, line):
@@ -776,8 +837,10 @@ def test_help_says_every_option_and_default(name, shell, capfd):
         usual = Loaded.__init__.__kwdefaults__["window"]
         assert f"(default: {usual})" in flat
     if "--max-length" in flat:
-        length = Finetuning("classify", "none").max_length
-        assert f"(default: as trained; new: {length})" in flat
+        length = "as trained, or all positions of the model"
+        if name == "finetune":
+            length = Finetuning("classify", "none").max_length
+        assert f"pieces of a row (default: {length})" in flat
 
 
 def test_the_table_has_each_option_once_and_uses_all():
