@@ -7,7 +7,7 @@ vocabulary; replaced as a whole or not at all, and never a pickle.
 The page: https://bertbook.github.io/bertbook/book/checkpoint_files.html
 """
 
-# Tangled from book/checkpoint_files.md (48978b88): edit it there and run
+# Tangled from book/checkpoint_files.md (65fe0409): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -60,14 +60,20 @@ def _no_weights(folder):
     )
 
 
-# %% book/checkpoint_files.md#reading 59280d8c
+# %% book/checkpoint_files.md#reading 79896f72
 def _read_index(path):
     """Which file holds which tensor."""
     try:
         places = json.loads(path.read_bytes())["weight_map"]
         files = set(places.values())
         good = files and all(Path(name).name == name for name in files)
-    except (ValueError, LookupError, AttributeError, TypeError):
+    except (
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ):
         good = False
     if not good:
         raise ValueError(
@@ -133,7 +139,7 @@ def read_configuration(folder: str | Path) -> tuple[BertConfig, list[str]]:
     return config, unused_keys(json.loads(path.read_bytes()))
 
 
-# %% book/checkpoint_files.md#reading a4c37186
+# %% book/checkpoint_files.md#reading b3157324
 from bertbook.tokenizer_files import (
     check_vocab,
     read_tokenizer_json,
@@ -154,12 +160,7 @@ def check_vocabulary(folder: str | Path, rows: int) -> str | None:
     read = (
         read_tokenizer_json if path is form else lambda p: (read_vocab(p),)
     )
-    try:
-        vocab = read(path)[0]
-    except (LookupError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{path} is no tokenizer of BERT ({error!r}); get it again"
-        ) from None
+    vocab = read(path)[0]
     check_vocab(vocab, (), rows, path)
     size = max(vocab.values()) + 1
     spare = (

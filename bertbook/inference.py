@@ -6,7 +6,7 @@ into vectors: five classes that take one text or a stream of them.
 The page: https://bertbook.github.io/bertbook/book/inference.html
 """
 
-# Tangled from book/inference.md (76690cb2): edit it there and run
+# Tangled from book/inference.md (e74814d7): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -285,9 +285,7 @@ class Tagger(Predictor):
         return decode_entities(text, spans, tags, sure)
 
 
-# %% book/inference.md#answers 0088a236
-import json
-
+# %% book/inference.md#answers 97a088dc
 from bertbook.checkpoint_files import find_checkpoint
 from bertbook.heads import BertForQuestionAnswering
 from bertbook.question_answering import (
@@ -295,6 +293,7 @@ from bertbook.question_answering import (
     rank_guesses,
     window_spans,
 )
+from bertbook.tokenizer_files import read_object
 
 
 def saved_threshold(source) -> float:
@@ -305,13 +304,13 @@ def saved_threshold(source) -> float:
     path = find_checkpoint(source) / "held_out.json"
     if not path.is_file():
         return -np.inf
-    try:
-        found = json.loads(path.read_bytes())
-        return float(found.get("threshold", -np.inf))
-    except (AttributeError, RecursionError, TypeError, ValueError) as error:
+    found = read_object(path).get("threshold", -np.inf)
+    if not isinstance(found, (float, int)) or np.isnan(found):
         raise ValueError(
-            f"{path} is damaged ({error}); delete it, and give a threshold"
-        ) from None
+            f"{path} has the threshold {found!r:.40}, and a number is "
+            "expected; delete the file, and give a threshold"
+        )
+    return found
 
 
 # %% book/inference.md#answers 5e3cb0f0

@@ -6,7 +6,7 @@ it again where it stopped, unless something was changed.
 The page: https://bertbook.github.io/bertbook/book/run_folder.html
 """
 
-# Tangled from book/run_folder.md (4cb51826): edit it there and run
+# Tangled from book/run_folder.md (0c639e8c): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -279,7 +279,7 @@ def refuse_full(out):
             )
 
 
-# %% book/run_folder.md#opening-it 1fda7dc5
+# %% book/run_folder.md#opening-it 8e396b99
 def _check_settings(out, settings):
     path = out / "run.json"
     if not path.is_file():
@@ -289,7 +289,7 @@ def _check_settings(out, settings):
     try:
         before = json.loads(path.read_bytes())
         found = differences(before, settings_of(settings))
-    except (ValueError, AttributeError) as error:
+    except (AttributeError, RecursionError, ValueError) as error:
         raise ValueError(
             f"{path} is damaged ({error}); put a copy in its place, or "
             "begin in another folder"

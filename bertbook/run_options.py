@@ -6,7 +6,7 @@ each option is a field, and its default is the field's.
 The page: https://bertbook.github.io/bertbook/book/run_options.html
 """
 
-# Tangled from book/run_options.md (4724d33d): edit it there and run
+# Tangled from book/run_options.md (17308dfb): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -333,7 +333,7 @@ def add_pretrain_arguments(parser: ArgumentParser) -> None:
     )
 
 
-# %% book/run_options.md#from-words-to-settings d9aacb1f
+# %% book/run_options.md#from-words-to-settings 738cbc36
 _SIZES = (
     "hidden_size num_hidden_layers num_attention_heads intermediate_size"
 ).split()
@@ -353,10 +353,7 @@ def _sizes(options):
         model = asdict(PRESETS[options.preset])
         return {name: model[name] for name in _SIZES}
     if options.config:
-        try:
-            model = asdict(BertConfig.from_json_file(options.config))
-        except TypeError as error:
-            raise ValueError(str(error)) from None
+        model = asdict(BertConfig.from_json_file(options.config))
         del model["vocab_size"]  # the vocabulary's
         return model
     if initial := vars(options).get("initial"):

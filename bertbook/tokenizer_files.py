@@ -6,7 +6,7 @@ refuses a damaged file with a sentence that names the file and the line.
 The page: https://bertbook.github.io/bertbook/book/tokenizer_files.html
 """
 
-# Tangled from book/tokenizer_files.md (de9130a5): edit it there and run
+# Tangled from book/tokenizer_files.md (6e0ad0fc): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -78,7 +78,7 @@ def read_vocab(path: str | Path) -> dict[str, int]:
     return vocab
 
 
-# %% book/tokenizer_files.md#the-line-is-the-id 4aa46b30
+# %% book/tokenizer_files.md#the-line-is-the-id 5ab55594
 def check_vocab(
     vocab: dict[str, int],
     special_tokens: tuple[str, ...] = SPECIAL_TOKENS,
@@ -97,6 +97,8 @@ def check_vocab(
             f"{' or '.join(missing)}; add what is missing, or name the "
             "special tokens that it uses instead"
         )
+    if not vocab:
+        raise ValueError(f"{path} holds no piece; get the file again")
     last = max(vocab, key=vocab.get)
     if embedding_rows is not None and vocab[last] >= embedding_rows:
         raise ValueError(
