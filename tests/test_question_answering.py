@@ -220,6 +220,56 @@ def test_an_answer_survives_the_round_trip(
         assert found
 
 
+@pytest.mark.parametrize(
+    "context, answer, kept",
+    [
+        ("lee\u0301 of", "lee\u0301", "lee\u0301"),
+        ("lee\u0301 of", "lee", "lee\u0301"),  # no letter loses its mark
+        ("of lee\u0301", "lee\u0301", "lee\u0301"),
+        ("ok 😀\ufe0f", "😀\ufe0f", "😀\ufe0f"),  # a variation selector
+        ("\u200elee of", "\u200elee", "lee"),
+        ("of lee ", "lee ", "lee"),
+        (" lee of lee\u200b", " lee of lee\u200b", "lee of lee"),
+        ("of \u0301 lee", "\u0301 lee", "lee"),
+    ],
+)
+def test_marks_and_blanks_cost_no_answer(tokenizer, context, answer, kept):
+    """Characters without a piece are in training and in the answer."""
+    windows = answer_windows(["who"], [context], tokenizer, 12, 2)
+    start = context.index(answer)
+    i, j = mark_answer(windows[0], start, start + len(answer))
+    window = windows[0]
+    assert i and context[window.spans[i][0] : window.spans[j][1]] == kept
+    scores = torch.zeros(2, len(windows), 12)
+    scores[0, 0, i] = scores[1, 0, j] = 9.0
+    (best,) = rank_guesses(context, window_spans(windows, *scores))
+    assert best.text == kept
+
+
+def test_marks_that_are_pieces_stay_apart():
+    """A tokenizer that keeps accents may begin a piece at one."""
+    pieces = ["e", "##e", "##\u0301"]
+    keeps = BertTokenizer(
+        {piece: n for n, piece in enumerate(VOCAB + pieces)},
+        strip_accents=False,
+    )
+    context = "e\u0301e e\u0301"
+    windows = answer_windows(["e"], [context], keeps, 6, 1)
+    spans = {(*s,) for w in windows for s in w.spans[w.inside].tolist()}
+    assert spans == {(0, 1), (1, 2), (2, 3), (4, 5), (5, 6)}
+
+
+def test_an_answer_cut_by_a_window_is_none_of_it(tokenizer):
+    """Blanks at the cut are nobody's; a letter behind them is not."""
+    context = "of  lee  bank"
+    first, second = answer_windows(["who"], [context], tokenizer, 6, 1)
+    assert (first.reach, second.reach) == ((0, 9), (2, 13))
+    assert mark_answer(first, 0, 9) == (3, 4)
+    assert mark_answer(first, 4, 10) == (0, 0)
+    assert mark_answer(second, 2, 13) == (3, 4)
+    assert mark_answer(second, 1, 13) == (0, 0)
+
+
 def test_an_answer_inside_a_piece_takes_the_whole_piece(tokenizer):
     (window,) = answer_windows(["who"], ["the bank"], tokenizer, 40, 0)
     i, j = mark_answer(window, 5, 7)  # "an"
