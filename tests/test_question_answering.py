@@ -301,6 +301,8 @@ def test_windows_that_cannot_move_are_refused(tokenizer):
         answer_windows(["who"], ["lee " * 30], tokenizer, 10, 8)
     with pytest.raises(ValueError, match="max_length"):
         answer_windows(["who"], ["lee " * 30], tokenizer, 4, 8)
+    with pytest.raises(ValueError, match="stride=-2 would leave out text"):
+        answer_windows(["who"], ["lee " * 30], tokenizer, 10, -2)
 
 
 # Spans

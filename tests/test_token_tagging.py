@@ -260,6 +260,14 @@ def test_no_room_is_one_sentence(length, stride):
         window_rows(TOKENIZER, [["a"]], length, stride)
 
 
+@pytest.mark.parametrize("words", [["a"], ["a"] * 20])
+def test_windows_with_gaps_are_refused(words):
+    with pytest.raises(ValueError, match="stride=-3 would leave out text"):
+        window_rows(TOKENIZER, [words], 8, -3)
+    with pytest.raises(ValueError, match="stride=-3 would leave out text"):
+        TOKENIZER(" ".join(words), max_length=8, stride=-3)
+
+
 def labelled(sentences, tags):
     rows = {"tokens": sentences, "tags": tags}
     return SimpleNamespace(rows=rows, labels=LABELS)
