@@ -6,7 +6,7 @@ entities with their places in the text, and scores them as whole entities.
 The page: https://bertbook.github.io/bertbook/book/token_tagging.html
 """
 
-# Tangled from book/token_tagging.md (85771891): edit it there and run
+# Tangled from book/token_tagging.md (022ba85b): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -54,12 +54,18 @@ def find_entities(tags: Sequence[str]) -> list[Entity]:
     return found
 
 
-# %% book/token_tagging.md#from-tags-to-entities 6555ee7f
+# %% book/token_tagging.md#from-tags-to-entities db81a9b5
 def repair_bio(tags: Sequence[str]) -> list[str]:
     """The tags with `B-` for each `I-` that continues nothing.
 
-    That is an `I-` at the start, after `O`, or after another type.
+    That is an `I-` at the start, after `O`, or after another type. Raises
+    ValueError where a tag is empty.
     """
+    if "" in tags:
+        raise ValueError(
+            "a tag is the empty text; name each label of the model 'O', or "
+            "'B-' or 'I-' and a type"
+        )
     repaired, before = [], "O"
     for tag in tags:
         if tag[0] == "I" and before[1:] != tag[1:]:

@@ -105,6 +105,11 @@ def test_repair_leaves_whole_tags_alone(tags):
     assert find_entities(whole) == find_entities(tags)
 
 
+def test_an_empty_tag_is_refused():
+    with pytest.raises(ValueError, match="a tag is the empty text; name"):
+        decode_entities("a b", [(0, 1), (2, 3)], ["B-x", ""], [0.9, 0.9])
+
+
 def test_no_tags():
     assert find_entities([]) == repair_bio([]) == []
 
