@@ -7,7 +7,7 @@ over no answer.
 The page: https://bertbook.github.io/bertbook/book/question_answering.html
 """
 
-# Tangled from book/question_answering.md (77ca4618): edit it there and run
+# Tangled from book/question_answering.md (3cb590d5): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -104,7 +104,7 @@ def max_context(lengths: Sequence[int], stride: int) -> list[np.ndarray]:
     ]
 
 
-# %% book/question_answering.md#a-text-longer-than-a-row a1b8071f
+# %% book/question_answering.md#a-text-longer-than-a-row f88c456e
 INPUTS = "input_ids", "token_type_ids", "attention_mask"
 LONGEST_QUESTION = 64  # pieces; longer ones are cut, as BERT's code does
 
@@ -126,13 +126,11 @@ class Window(dict):
         self.reach = 0, 0
 
 
-def _cut_question(question, tokenizer):
+def _cut_question(question, tokenizer, longest):
     found = tokenizer(
         question, add_special_tokens=False, return_offsets_mapping=True
     )["offset_mapping"]
-    if len(found) <= LONGEST_QUESTION:
-        return question
-    return question[: found[LONGEST_QUESTION][0]]
+    return question[: found[longest][0]] if found[longest:] else question
 
 
 # %% book/question_answering.md#a-text-longer-than-a-row 1a1d1075
@@ -156,15 +154,17 @@ def _complete(windows, context):
         window.reach = before.max(initial=0), behind.min(initial=size)
 
 
-# %% book/question_answering.md#a-text-longer-than-a-row 07a2c981
+# %% book/question_answering.md#a-text-longer-than-a-row c5bdcb6f
 def _claim(windows, stride):
     """Mark in the windows of one context which pieces are whose."""
     lengths = [int(window.inside.sum()) for window in windows]
+    # Truncation on the left begins at the end: all is mirrored.
+    order = 1 if windows[0].reach <= windows[-1].reach else -1
     for window, own in zip(windows, max_context(lengths, stride)):
-        window.own[window.inside] = own
+        window.own[window.inside] = own[::order]
 
 
-# %% book/question_answering.md#a-text-longer-than-a-row 82b7f3ea
+# %% book/question_answering.md#a-text-longer-than-a-row b1e46eea
 from itertools import groupby
 
 
@@ -177,10 +177,14 @@ def answer_windows(
 ) -> list[Window]:
     """The windows of each pair, in order; neighbours share `stride` pieces.
 
+    The last comes first if the tokenizer truncates on the left. Questions
+    are cut to `LONGEST_QUESTION` pieces, or fewer, so that windows move.
     Raises ValueError where `max_length` has no room for windows that move.
     """
+    room = max_length - 4 - stride  # special tokens, a new piece of context
+    longest = max(1, min(room, LONGEST_QUESTION))
     found = tokenizer(
-        [_cut_question(question, tokenizer) for question in questions],
+        [_cut_question(each, tokenizer, longest) for each in questions],
         list(contexts),
         truncation="only_second",
         max_length=max_length,

@@ -157,12 +157,17 @@ TEXTS = st.text(
 )
 
 
-@given(TEXTS, TEXTS, st.integers(12, 40), st.integers(0, 3))
+@given(
+    TEXTS,
+    TEXTS,
+    st.integers(12, 40),
+    st.integers(0, 3),
+    st.sampled_from(["left", "right"]),
+)
 @settings(max_examples=300, deadline=None)
-def test_windows_cover_the_context(
-    tokenizer, question, context, length, stride
-):
-    question = question[:5]
+def test_windows_cover_the_context(question, context, length, stride, side):
+    vocab = {piece: n for n, piece in enumerate(VOCAB)}
+    tokenizer = BertTokenizer(vocab, truncation_side=side)
     whole = pieces_of(tokenizer, context)
     windows = answer_windows(
         [question], [context], tokenizer, length, stride
@@ -281,6 +286,17 @@ def test_a_long_question_leaves_room(tokenizer):
     windows = answer_windows([question], [context], tokenizer, 128, 16)
     asked = [sum(t == 0 for t in w["token_type_ids"]) for w in windows]
     assert set(asked) == {LONGEST_QUESTION + 2}
+    assert sum(window.own.sum() for window in windows) == 160
+
+
+@pytest.mark.parametrize("length, asked", [(64, 40), (80, 56), (25, 1)])
+def test_a_long_question_is_cut_until_windows_move(
+    tokenizer, length, asked
+):
+    question, context = "lee " * 80, "the bank of lee " * 40
+    windows = answer_windows([question], [context], tokenizer, length, 20)
+    lengths = {sum(t == 0 for t in w["token_type_ids"]) for w in windows}
+    assert lengths == {asked + 2}
     assert sum(window.own.sum() for window in windows) == 160
 
 
