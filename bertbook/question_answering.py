@@ -7,7 +7,7 @@ over no answer.
 The page: https://bertbook.github.io/bertbook/book/question_answering.html
 """
 
-# Tangled from book/question_answering.md (3cb590d5): edit it there and run
+# Tangled from book/question_answering.md (e9f732a0): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -133,7 +133,7 @@ def _cut_question(question, tokenizer, longest):
     return question[: found[longest][0]] if found[longest:] else question
 
 
-# %% book/question_answering.md#a-text-longer-than-a-row 1a1d1075
+# %% book/question_answering.md#a-text-longer-than-a-row 91f60b82
 import unicodedata
 
 
@@ -143,9 +143,13 @@ def _complete(windows, context):
     pieces = [window.spans[window.inside] for window in windows]
     starts, ends = np.concatenate(pieces).T
     taken, after = {*starts.tolist()}, np.arange(size + 1)
-    for place in reversed(range(size)):
-        mark = unicodedata.category(context[place])[0] == "M"
-        if mark and place not in taken:
+    marks = [
+        place
+        for place, letter in enumerate(context)
+        if not letter.isascii() and unicodedata.category(letter)[0] == "M"
+    ]
+    for place in reversed(marks):
+        if place not in taken:
             after[place] = after[place + 1]
     for window, (first, last) in zip(windows, (each.T for each in pieces)):
         window.spans[window.inside, 1] = after[last]
