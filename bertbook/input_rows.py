@@ -6,7 +6,7 @@ into windows, and padding to one length.
 The page: https://bertbook.github.io/bertbook/book/input_rows.html
 """
 
-# Tangled from book/input_rows.md (247dc453): edit it there and run
+# Tangled from book/input_rows.md (284287a0): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -58,7 +58,7 @@ def build_row(
     return row
 
 
-# %% book/input_rows.md#rows-that-are-too-long e0ed5b0d
+# %% book/input_rows.md#rows-that-are-too-long 234c62d9
 def windows(
     length: int, size: int, stride: int = 0, side: str = "right"
 ) -> list[tuple[int, int]]:
@@ -66,8 +66,13 @@ def windows(
 
     Neighbours share `stride` pieces. `side` is where the text goes on:
     "right" begins at its start. Raises ValueError where the windows would
-    not move.
+    not move, or would leave something out.
     """
+    if stride < 0:
+        raise ValueError(
+            f"stride={stride} would leave out text between windows; give "
+            "the number of pieces that they share, 0 or more"
+        )
     if size >= length:
         return [(0, length)]
     if size == 0:

@@ -7,7 +7,7 @@ over no answer.
 The page: https://bertbook.github.io/bertbook/book/question_answering.html
 """
 
-# Tangled from book/question_answering.md (535ce945): edit it there and run
+# Tangled from book/question_answering.md (e9f732a0): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -104,7 +104,7 @@ def max_context(lengths: Sequence[int], stride: int) -> list[np.ndarray]:
     ]
 
 
-# %% book/question_answering.md#a-text-longer-than-a-row b38b619d
+# %% book/question_answering.md#a-text-longer-than-a-row f88c456e
 INPUTS = "input_ids", "token_type_ids", "attention_mask"
 LONGEST_QUESTION = 64  # pieces; longer ones are cut, as BERT's code does
 
@@ -114,7 +114,8 @@ class Window(dict):
 
     The items are `INPUTS`, and labels in training. `spans`, (seq, 2), is
     where each piece starts and ends in the context, -1 for other pieces.
-    `own`, (seq,), is where an answer may start.
+    `own`, (seq,), is where an answer may start. All pieces between the two
+    characters of `reach` are in the window.
     """
 
     def __init__(self, columns: dict, example: int, spans: np.ndarray):
@@ -122,26 +123,52 @@ class Window(dict):
         self.example, self.spans = example, spans
         self.inside = spans[:, 0] >= 0
         self.own = np.zeros(len(spans), bool)
+        self.reach = 0, 0
 
 
-def _cut_question(question, tokenizer):
+def _cut_question(question, tokenizer, longest):
     found = tokenizer(
         question, add_special_tokens=False, return_offsets_mapping=True
     )["offset_mapping"]
-    if len(found) <= LONGEST_QUESTION:
-        return question
-    return question[: found[LONGEST_QUESTION][0]]
+    return question[: found[longest][0]] if found[longest:] else question
 
 
-# %% book/question_answering.md#a-text-longer-than-a-row 07a2c981
+# %% book/question_answering.md#a-text-longer-than-a-row 91f60b82
+import unicodedata
+
+
+def _complete(windows, context):
+    """Give the pieces of one context their marks, its windows `reach`."""
+    size = len(context)
+    pieces = [window.spans[window.inside] for window in windows]
+    starts, ends = np.concatenate(pieces).T
+    taken, after = {*starts.tolist()}, np.arange(size + 1)
+    marks = [
+        place
+        for place, letter in enumerate(context)
+        if not letter.isascii() and unicodedata.category(letter)[0] == "M"
+    ]
+    for place in reversed(marks):
+        if place not in taken:
+            after[place] = after[place + 1]
+    for window, (first, last) in zip(windows, (each.T for each in pieces)):
+        window.spans[window.inside, 1] = after[last]
+        before = ends[ends <= first.min(initial=size)]
+        behind = starts[starts >= last.max(initial=0)]
+        window.reach = before.max(initial=0), behind.min(initial=size)
+
+
+# %% book/question_answering.md#a-text-longer-than-a-row c5bdcb6f
 def _claim(windows, stride):
     """Mark in the windows of one context which pieces are whose."""
     lengths = [int(window.inside.sum()) for window in windows]
+    # Truncation on the left begins at the end: all is mirrored.
+    order = 1 if windows[0].reach <= windows[-1].reach else -1
     for window, own in zip(windows, max_context(lengths, stride)):
-        window.own[window.inside] = own
+        window.own[window.inside] = own[::order]
 
 
-# %% book/question_answering.md#a-text-longer-than-a-row 2ab35067
+# %% book/question_answering.md#a-text-longer-than-a-row b1e46eea
 from itertools import groupby
 
 
@@ -154,10 +181,14 @@ def answer_windows(
 ) -> list[Window]:
     """The windows of each pair, in order; neighbours share `stride` pieces.
 
+    The last comes first if the tokenizer truncates on the left. Questions
+    are cut to `LONGEST_QUESTION` pieces, or fewer, so that windows move.
     Raises ValueError where `max_length` has no room for windows that move.
     """
+    room = max_length - 4 - stride  # special tokens, a new piece of context
+    longest = max(1, min(room, LONGEST_QUESTION))
     found = tokenizer(
-        [_cut_question(question, tokenizer) for question in questions],
+        [_cut_question(each, tokenizer, longest) for each in questions],
         list(contexts),
         truncation="only_second",
         max_length=max_length,
@@ -174,26 +205,25 @@ def answer_windows(
         spans[special | ~second] = -1
         columns = {name: found[name][row] for name in INPUTS}
         windows.append(Window(columns, example, spans))
-    for _, group in groupby(windows, lambda window: window.example):
-        _claim(list(group), stride)
+    for number, group in groupby(windows, lambda window: window.example):
+        group = list(group)
+        _complete(group, contexts[number])
+        _claim(group, stride)
     return windows
 
 
-# %% book/question_answering.md#where-the-answer-is 392a671d
+# %% book/question_answering.md#where-the-answer-is 72dfbcf4
 def mark_answer(window: Window, start: int, end: int) -> tuple[int, int]:
     """The first and last position with the characters `start` to `end`.
 
     0 and 0, which is [CLS], unless the window has them all. The character
     at `end` is not among them.
     """
-    places = np.flatnonzero(window.inside)
-    spans = window.spans[places]
-    if not len(spans) or start < spans[0, 0] or end > spans[-1, 1]:
+    starts, ends = window.spans.T  # -1, where nothing is covered
+    covering = np.flatnonzero((starts < end) & (ends > start))
+    low, high = window.reach
+    if start < low or end > high or not len(covering):
         return 0, 0
-    covers = (spans[:, 0] < end) & (spans[:, 1] > start)
-    if not covers.any():
-        return 0, 0
-    covering = places[covers]
     return int(covering[0]), int(covering[-1])
 
 

@@ -6,7 +6,7 @@ entities with their places in the text, and scores them as whole entities.
 The page: https://bertbook.github.io/bertbook/book/token_tagging.html
 """
 
-# Tangled from book/token_tagging.md (8e5b7c2f): edit it there and run
+# Tangled from book/token_tagging.md (022ba85b): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -54,12 +54,18 @@ def find_entities(tags: Sequence[str]) -> list[Entity]:
     return found
 
 
-# %% book/token_tagging.md#from-tags-to-entities 6555ee7f
+# %% book/token_tagging.md#from-tags-to-entities db81a9b5
 def repair_bio(tags: Sequence[str]) -> list[str]:
     """The tags with `B-` for each `I-` that continues nothing.
 
-    That is an `I-` at the start, after `O`, or after another type.
+    That is an `I-` at the start, after `O`, or after another type. Raises
+    ValueError where a tag is empty.
     """
+    if "" in tags:
+        raise ValueError(
+            "a tag is the empty text; name each label of the model 'O', or "
+            "'B-' or 'I-' and a type"
+        )
     repaired, before = [], "O"
     for tag in tags:
         if tag[0] == "I" and before[1:] != tag[1:]:
@@ -334,8 +340,9 @@ def _evaluate(task, model, features, labelled):
     return {name: float(value) for name, value in found.items()}
 
 
-# %% book/token_tagging.md#your-own-text f8e49daa
+# %% book/token_tagging.md#your-own-text 87b802d0
 import re
+import unicodedata
 
 _WORD = re.compile(
     r"""
@@ -354,7 +361,14 @@ _WORD = re.compile(
 
 def split_words(text: str) -> list[tuple[int, int]]:
     """Start and end of each word of a text; between them only blanks."""
-    return [match.span() for match in _WORD.finditer(text)]
+    letters = []
+    for letter in text:
+        mark = unicodedata.category(letter)[0] == "M"
+        if mark or letter in "\u200c\u200d":  # kept apart, joined
+            before = letters[-1] if letters else ""
+            letter = before if before.isalnum() else letter
+        letters.append(letter)
+    return [match.span() for match in _WORD.finditer("".join(letters))]
 
 
 # %% book/token_tagging.md#your-own-text d7fa69b3

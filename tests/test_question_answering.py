@@ -157,12 +157,17 @@ TEXTS = st.text(
 )
 
 
-@given(TEXTS, TEXTS, st.integers(12, 40), st.integers(0, 3))
+@given(
+    TEXTS,
+    TEXTS,
+    st.integers(12, 40),
+    st.integers(0, 3),
+    st.sampled_from(["left", "right"]),
+)
 @settings(max_examples=300, deadline=None)
-def test_windows_cover_the_context(
-    tokenizer, question, context, length, stride
-):
-    question = question[:5]
+def test_windows_cover_the_context(question, context, length, stride, side):
+    vocab = {piece: n for n, piece in enumerate(VOCAB)}
+    tokenizer = BertTokenizer(vocab, truncation_side=side)
     whole = pieces_of(tokenizer, context)
     windows = answer_windows(
         [question], [context], tokenizer, length, stride
@@ -220,6 +225,56 @@ def test_an_answer_survives_the_round_trip(
         assert found
 
 
+@pytest.mark.parametrize(
+    "context, answer, kept",
+    [
+        ("lee\u0301 of", "lee\u0301", "lee\u0301"),
+        ("lee\u0301 of", "lee", "lee\u0301"),  # no letter loses its mark
+        ("of lee\u0301", "lee\u0301", "lee\u0301"),
+        ("ok 😀\ufe0f", "😀\ufe0f", "😀\ufe0f"),  # a variation selector
+        ("\u200elee of", "\u200elee", "lee"),
+        ("of lee ", "lee ", "lee"),
+        (" lee of lee\u200b", " lee of lee\u200b", "lee of lee"),
+        ("of \u0301 lee", "\u0301 lee", "lee"),
+    ],
+)
+def test_marks_and_blanks_cost_no_answer(tokenizer, context, answer, kept):
+    """Characters without a piece are in training and in the answer."""
+    windows = answer_windows(["who"], [context], tokenizer, 12, 2)
+    start = context.index(answer)
+    i, j = mark_answer(windows[0], start, start + len(answer))
+    window = windows[0]
+    assert i and context[window.spans[i][0] : window.spans[j][1]] == kept
+    scores = torch.zeros(2, len(windows), 12)
+    scores[0, 0, i] = scores[1, 0, j] = 9.0
+    (best,) = rank_guesses(context, window_spans(windows, *scores))
+    assert best.text == kept
+
+
+def test_marks_that_are_pieces_stay_apart():
+    """A tokenizer that keeps accents may begin a piece at one."""
+    pieces = ["e", "##e", "##\u0301"]
+    keeps = BertTokenizer(
+        {piece: n for n, piece in enumerate(VOCAB + pieces)},
+        strip_accents=False,
+    )
+    context = "e\u0301e e\u0301"
+    windows = answer_windows(["e"], [context], keeps, 6, 1)
+    spans = {(*s,) for w in windows for s in w.spans[w.inside].tolist()}
+    assert spans == {(0, 1), (1, 2), (2, 3), (4, 5), (5, 6)}
+
+
+def test_an_answer_cut_by_a_window_is_none_of_it(tokenizer):
+    """Blanks at the cut are nobody's; a letter behind them is not."""
+    context = "of  lee  bank"
+    first, second = answer_windows(["who"], [context], tokenizer, 6, 1)
+    assert (first.reach, second.reach) == ((0, 9), (2, 13))
+    assert mark_answer(first, 0, 9) == (3, 4)
+    assert mark_answer(first, 4, 10) == (0, 0)
+    assert mark_answer(second, 2, 13) == (3, 4)
+    assert mark_answer(second, 1, 13) == (0, 0)
+
+
 def test_an_answer_inside_a_piece_takes_the_whole_piece(tokenizer):
     (window,) = answer_windows(["who"], ["the bank"], tokenizer, 40, 0)
     i, j = mark_answer(window, 5, 7)  # "an"
@@ -231,6 +286,17 @@ def test_a_long_question_leaves_room(tokenizer):
     windows = answer_windows([question], [context], tokenizer, 128, 16)
     asked = [sum(t == 0 for t in w["token_type_ids"]) for w in windows]
     assert set(asked) == {LONGEST_QUESTION + 2}
+    assert sum(window.own.sum() for window in windows) == 160
+
+
+@pytest.mark.parametrize("length, asked", [(64, 40), (80, 56), (25, 1)])
+def test_a_long_question_is_cut_until_windows_move(
+    tokenizer, length, asked
+):
+    question, context = "lee " * 80, "the bank of lee " * 40
+    windows = answer_windows([question], [context], tokenizer, length, 20)
+    lengths = {sum(t == 0 for t in w["token_type_ids"]) for w in windows}
+    assert lengths == {asked + 2}
     assert sum(window.own.sum() for window in windows) == 160
 
 
@@ -251,6 +317,8 @@ def test_windows_that_cannot_move_are_refused(tokenizer):
         answer_windows(["who"], ["lee " * 30], tokenizer, 10, 8)
     with pytest.raises(ValueError, match="max_length"):
         answer_windows(["who"], ["lee " * 30], tokenizer, 4, 8)
+    with pytest.raises(ValueError, match="stride=-2 would leave out text"):
+        answer_windows(["who"], ["lee " * 30], tokenizer, 10, -2)
 
 
 # Spans

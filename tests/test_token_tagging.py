@@ -105,6 +105,11 @@ def test_repair_leaves_whole_tags_alone(tags):
     assert find_entities(whole) == find_entities(tags)
 
 
+def test_an_empty_tag_is_refused():
+    with pytest.raises(ValueError, match="a tag is the empty text; name"):
+        decode_entities("a b", [(0, 1), (2, 3)], ["B-x", ""], [0.9, 0.9])
+
+
 def test_no_tags():
     assert find_entities([]) == repair_bio([]) == []
 
@@ -258,6 +263,14 @@ def test_no_room_is_one_sentence(length, stride):
         ValueError, match=f"max_length={length} has no room"
     ):
         window_rows(TOKENIZER, [["a"]], length, stride)
+
+
+@pytest.mark.parametrize("words", [["a"], ["a"] * 20])
+def test_windows_with_gaps_are_refused(words):
+    with pytest.raises(ValueError, match="stride=-3 would leave out text"):
+        window_rows(TOKENIZER, [words], 8, -3)
+    with pytest.raises(ValueError, match="stride=-3 would leave out text"):
+        TOKENIZER(" ".join(words), max_length=8, stride=-3)
 
 
 def labelled(sentences, tags):
@@ -527,6 +540,13 @@ def test_words_cover_a_text_but_for_blanks(text):
             ["see", "http://t.co/a?b=c", ",", "ok"],
         ),
         ("Wal-mart :D :)", ["Wal-mart", ":D", ":)"]),
+        ("Jose\u0301 Garci\u0301a's", ["Jose\u0301", "Garci\u0301a", "'s"]),
+        ("नमस्ते दिल्ली।", ["नमस्ते", "दिल्ली", "।"]),
+        ("می\u200cخواهم", ["می\u200cخواهم"]),
+        ("#cafe\u0301 @jose\u0301", ["#cafe\u0301", "@jose\u0301"]),
+        ("ok 😀\ufe0f", ["ok", "😀\ufe0f"]),
+        ("a \u0301 b", ["a", "\u0301", "b"]),
+        ("\u0301a", ["\u0301", "a"]),
         ("", []),
         (" \n", []),
     ],
