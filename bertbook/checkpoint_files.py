@@ -7,7 +7,7 @@ vocabulary; replaced as a whole or not at all, and never a pickle.
 The page: https://bertbook.github.io/bertbook/book/checkpoint_files.html
 """
 
-# Tangled from book/checkpoint_files.md (65fe0409): edit it there and run
+# Tangled from book/checkpoint_files.md (3e8292d2): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -60,20 +60,17 @@ def _no_weights(folder):
     )
 
 
-# %% book/checkpoint_files.md#reading 79896f72
+# %% book/checkpoint_files.md#reading bf09f349
+from bertbook.tokenizer_files import read_object
+
+
 def _read_index(path):
     """Which file holds which tensor."""
     try:
-        places = json.loads(path.read_bytes())["weight_map"]
+        places = read_object(path)["weight_map"]
         files = set(places.values())
         good = files and all(Path(name).name == name for name in files)
-    except (
-        AttributeError,
-        LookupError,
-        RecursionError,
-        TypeError,
-        ValueError,
-    ):
+    except (ValueError, LookupError, AttributeError, TypeError):
         good = False
     if not good:
         raise ValueError(
@@ -119,7 +116,7 @@ def read_weights(folder: str | Path) -> tuple[dict[str, Tensor], str]:
     return tensors, format
 
 
-# %% book/checkpoint_files.md#reading 89443839
+# %% book/checkpoint_files.md#reading 046d1804
 from bertbook.config import BertConfig, unused_keys
 
 
@@ -136,7 +133,7 @@ def read_configuration(folder: str | Path) -> tuple[BertConfig, list[str]]:
             "wrote"
         )
     config = BertConfig.from_json_file(path)
-    return config, unused_keys(json.loads(path.read_bytes()))
+    return config, unused_keys(read_object(path))
 
 
 # %% book/checkpoint_files.md#reading b3157324
