@@ -6,7 +6,7 @@ into vectors: five classes that take one text or a stream of them.
 The page: https://bertbook.github.io/bertbook/book/inference.html
 """
 
-# Tangled from book/inference.md (e74814d7): edit it there and run
+# Tangled from book/inference.md (9ac7043a): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -194,7 +194,7 @@ def _guesses(tokenizer, text, place, scores, ids):
     ]
 
 
-# %% book/inference.md#masks ffaab129
+# %% book/inference.md#masks bf8cdc0d
 class FillMask(Predictor):
     """The best tokens for each [MASK]: `token`, `score`, filled `text`.
 
@@ -221,12 +221,13 @@ class FillMask(Predictor):
         hidden = self.model.bert(**batch).last_hidden_state[masked]
         table = self.model.bert.embeddings.tokens.weight
         logits = self.model.mlm_head(hidden, table).float()
-        words = len(self.tokenizer)  # the table may have spare rows
-        chances = logits.softmax(-1)[:, :words]
-        best = chances.topk(min(top_k, words))
+        ids = sorted(self.tokenizer.get_vocab().values())
+        ids = batch["input_ids"].new_tensor(ids)  # of tokens
+        ids = ids[ids < len(table)]  # that have a row
+        best = logits.softmax(-1)[:, ids].topk(min(top_k, len(ids)))
         counts = masked.sum(1).tolist()
-        split = (each.cpu().split(counts) for each in best)
-        return list(zip(*split))
+        both = best.values.cpu(), ids[best.indices].cpu()
+        return list(zip(*(each.split(counts) for each in both)))
 
     def result(self, text, rows, scores):
         """Dicts for one mask, lists of them for several."""

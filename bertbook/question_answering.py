@@ -7,7 +7,7 @@ over no answer.
 The page: https://bertbook.github.io/bertbook/book/question_answering.html
 """
 
-# Tangled from book/question_answering.md (e9f732a0): edit it there and run
+# Tangled from book/question_answering.md (4e7c417e): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -104,7 +104,7 @@ def max_context(lengths: Sequence[int], stride: int) -> list[np.ndarray]:
     ]
 
 
-# %% book/question_answering.md#a-text-longer-than-a-row f88c456e
+# %% book/question_answering.md#a-text-longer-than-a-row cd3a11c6
 INPUTS = "input_ids", "token_type_ids", "attention_mask"
 LONGEST_QUESTION = 64  # pieces; longer ones are cut, as BERT's code does
 
@@ -126,11 +126,19 @@ class Window(dict):
         self.reach = 0, 0
 
 
-def _cut_question(question, tokenizer, longest):
-    found = tokenizer(
-        question, add_special_tokens=False, return_offsets_mapping=True
+def _places(tokenizer, text):
+    return tokenizer(
+        text, add_special_tokens=False, return_offsets_mapping=True
     )["offset_mapping"]
-    return question[: found[longest][0]] if found[longest:] else question
+
+
+def _cut_question(question, context, tokenizer, max_length, stride):
+    found = _places(tokenizer, question)
+    most = max(1, max_length - 4 - stride)  # [CLS], two [SEP], a new piece
+    if found[most:]:  # all that stands beside a whole context may stay
+        most = max(most, max_length - 3 - len(_places(tokenizer, context)))
+    most = min(most, LONGEST_QUESTION)
+    return question[: found[most][0]] if found[most:] else question
 
 
 # %% book/question_answering.md#a-text-longer-than-a-row 91f60b82
@@ -168,7 +176,7 @@ def _claim(windows, stride):
         window.own[window.inside] = own[::order]
 
 
-# %% book/question_answering.md#a-text-longer-than-a-row b1e46eea
+# %% book/question_answering.md#a-text-longer-than-a-row a4e65fca
 from itertools import groupby
 
 
@@ -182,13 +190,12 @@ def answer_windows(
     """The windows of each pair, in order; neighbours share `stride` pieces.
 
     The last comes first if the tokenizer truncates on the left. Questions
-    are cut to `LONGEST_QUESTION` pieces, or fewer, so that windows move.
+    are cut to `LONGEST_QUESTION` pieces, or fewer so that windows move.
     Raises ValueError where `max_length` has no room for windows that move.
     """
-    room = max_length - 4 - stride  # special tokens, a new piece of context
-    longest = max(1, min(room, LONGEST_QUESTION))
+    how = tokenizer, max_length, stride
     found = tokenizer(
-        [_cut_question(each, tokenizer, longest) for each in questions],
+        [_cut_question(*pair, *how) for pair in zip(questions, contexts)],
         list(contexts),
         truncation="only_second",
         max_length=max_length,

@@ -6,7 +6,7 @@ entities with their places in the text, and scores them as whole entities.
 The page: https://bertbook.github.io/bertbook/book/token_tagging.html
 """
 
-# Tangled from book/token_tagging.md (022ba85b): edit it there and run
+# Tangled from book/token_tagging.md (731b1730): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -340,7 +340,7 @@ def _evaluate(task, model, features, labelled):
     return {name: float(value) for name, value in found.items()}
 
 
-# %% book/token_tagging.md#your-own-text 87b802d0
+# %% book/token_tagging.md#your-own-text 32a2c496
 import re
 import unicodedata
 
@@ -363,8 +363,8 @@ def split_words(text: str) -> list[tuple[int, int]]:
     """Start and end of each word of a text; between them only blanks."""
     letters = []
     for letter in text:
-        mark = unicodedata.category(letter)[0] == "M"
-        if mark or letter in "\u200c\u200d":  # kept apart, joined
+        kind = "" if letter.isascii() else unicodedata.category(letter)
+        if kind[:1] == "M" or letter in "\u200c\u200d":  # joined or not
             before = letters[-1] if letters else ""
             letter = before if before.isalnum() else letter
         letters.append(letter)

@@ -6,7 +6,7 @@ trained for, the texts that a command reads, and the answers that it prints.
 The page: https://bertbook.github.io/bertbook/book/use_options.html
 """
 
-# Tangled from book/use_options.md (960d179b): edit it there and run
+# Tangled from book/use_options.md (8a52f3f4): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -258,7 +258,7 @@ def task_of(model: str) -> str:
     )
 
 
-# %% book/use_options.md#as-it-was-trained 0b63ebe8
+# %% book/use_options.md#as-it-was-trained 1f0378e1
 def length_of(model: str) -> int:
     """The pieces of a row, by the folder or name of a trained model.
 
@@ -269,11 +269,12 @@ def length_of(model: str) -> int:
 
     most = read(find_checkpoint(model))[0].max_position_embeddings
     path = Path(model, "run.json")
-    length = facts_in(path).get("max_length", most)
+    facts = facts_in(path)
+    length = facts.get("max_length", facts.get("seq_length", most))
     if type(length) is not int or not 1 <= length <= most:
         raise ValueError(
-            f"{path}: max_length={length!r:.40} is no whole number from 1 "
-            f"to {most}; give --max-length"
+            f"{path}: rows of {length!r:.40} pieces, and a whole number "
+            f"from 1 to {most} is expected; give --max-length"
         )
     return length
 

@@ -622,15 +622,15 @@ WRONG = {
     "a damaged run": ("predict --model torn x", ["run.json is not JSON"]),
     "a length that is none": (
         "predict --model wordy --task classify x",
-        ["run.json: max_length='long'", "--max-length"],
+        ["run.json: rows of 'long' pieces", "--max-length"],
     ),
     "a length that is none, to score": (
         "evaluate --model wordy --task classify --data great.csv",
-        ["run.json: max_length='long'"],
+        ["run.json: rows of 'long' pieces"],
     ),
     "a length that is too long": (
         "evaluate --model longer --task classify --data great.csv",
-        ["run.json: max_length=65 ", "to 64"],
+        ["run.json: rows of 65 pieces", "to 64"],
     ),
     "a long row": (
         "predict --model classify --max-length 65 x",

@@ -181,6 +181,18 @@ def test_spare_rows_of_the_table_are_no_guesses(tmp_path):
     assert len(found) == len(TOKENIZER)
 
 
+def test_ids_may_have_gaps_and_the_table_an_end(tmp_path):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "anna", "met"]
+    vocab = {word: 2 * number for number, word in enumerate(words)}
+    model = BertForMaskedLM(BertConfig(**SIZES, vocab_size=12)).eval()
+    with torch.no_grad():
+        model.mlm_head.bias[10] = 20.0  # "anna"; "met" has no row
+        model.mlm_head.bias[11] = 30.0  # no token
+    fill = FillMask(model, BertTokenizer(vocab))
+    found = fill("anna [MASK]", top_k=100)
+    assert len(found) == 6 and found[0]["token"] == "anna"
+
+
 def test_vectors_are_those_of_sentence_transformers():
     from sentence_transformers import SentenceTransformer
 

@@ -300,6 +300,16 @@ def test_a_long_question_is_cut_until_windows_move(
     assert sum(window.own.sum() for window in windows) == 160
 
 
+@pytest.mark.parametrize("length, stride", [(40, 32), (40, 36), (13, 9)])
+def test_a_question_stays_whole_beside_a_context_that_fits(
+    tokenizer, length, stride
+):
+    pair = ["lee " * 6], ["the bank of lee"]
+    (window,) = answer_windows(*pair, tokenizer, length, stride)
+    assert sum(kind == 0 for kind in window["token_type_ids"]) == 6 + 2
+    assert window.inside.sum() == 4
+
+
 def test_examples_keep_their_numbers(tokenizer):
     contexts = ["the bank " * 30, "", "lee", "of " * 50]
     windows = answer_windows(["who"] * 4, contexts, tokenizer, 20, 4)
