@@ -7,7 +7,7 @@ sentence what is not as it should be.
 The page: https://bertbook.github.io/bertbook/book/labelled_data.html
 """
 
-# Tangled from book/labelled_data.md (0e9a6eb3): edit it there and run
+# Tangled from book/labelled_data.md (35423f0a): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -342,7 +342,7 @@ def _features(task, labels):
     return hf.Features({c: kinds.get(c, text) for c in COLUMNS[task]})
 
 
-# %% book/labelled_data.md#one-call 477b6527
+# %% book/labelled_data.md#one-call b018b164
 def read_labelled(source, task, split="train", labels=None, columns=None):
     """One split of a labelled data set, checked, as `Labelled`.
 
@@ -370,7 +370,7 @@ def read_labelled(source, task, split="train", labels=None, columns=None):
     values = {column: table.values(found[column]) for column in found}
     classes = table.classes or {}
     known = classes.get(found.get("label") or found.get("tags"))
-    labels = tuple(labels or [str(name).strip() for name in known or ()])
+    labels = tuple(str(name).strip() for name in labels or known or ())
     labels = _CHECKS[task](table, values, labels)
     if len(labels) == 1:
         raise ValueError(

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from datasets import Dataset
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from seqeval.metrics import classification_report, f1_score
@@ -24,6 +25,7 @@ from bertbook.classification import collate
 from bertbook.config import BertConfig
 from bertbook.finetuning import Finetuning, finetune, new_model
 from bertbook.heads import BertForTokenClassification
+from bertbook.labelled_data import Labelled
 from bertbook.losses import IGNORED
 from bertbook.optimization import Length, Optimization
 from bertbook.token_tagging import (
@@ -275,7 +277,7 @@ def test_windows_with_gaps_are_refused(words):
 
 def labelled(sentences, tags):
     rows = {"tokens": sentences, "tags": tags}
-    return SimpleNamespace(rows=rows, labels=LABELS)
+    return Labelled(Dataset.from_dict(rows), LABELS)
 
 
 @QUICK
