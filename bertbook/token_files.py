@@ -6,7 +6,7 @@ resumable, and reads it back as full rows without loading it.
 The page: https://bertbook.github.io/bertbook/book/token_files.html
 """
 
-# Tangled from book/token_files.md (ba808bb5): edit it there and run
+# Tangled from book/token_files.md (697a07bb): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -18,7 +18,7 @@ __all__ = [
 ]
 
 
-# %% book/token_files.md#a-document-as-integers 31d23945
+# %% book/token_files.md#a-document-as-integers 77505703
 import hashlib
 import io
 import json
@@ -40,7 +40,7 @@ from tqdm import tqdm
 
 from bertbook.corpora import split_sentences
 from bertbook.reproducibility import write_atomically
-from bertbook.tokenizer_files import tokenizer_json
+from bertbook.tokenizer_files import read_object, tokenizer_json
 
 
 # %% book/token_files.md#a-document-as-integers b5921f70
@@ -71,8 +71,9 @@ def encode_documents(documents: list[str], tokenizer) -> dict:
     }
 
 
-# %% book/token_files.md#a-shard-is-whole-or-absent 77e27abe
+# %% book/token_files.md#a-shard-is-whole-or-absent 05145845
 _ARRAYS = ("ids", "sentences", "documents")
+_COUNTS = ("tokens", "documents", "characters")
 
 
 def _write_shard(path, documents, tokenizer):
@@ -119,7 +120,7 @@ def _in_parts(documents: Iterable[str], size: int) -> Iterator[list[str]]:
         yield part
 
 
-# %% book/token_files.md#the-shards-of-a-stream e6f957c4
+# %% book/token_files.md#the-shards-of-a-stream 267c1d7f
 def _digest(texts) -> str:
     data = "\0".join(texts).encode("utf-8", "surrogatepass")
     return hashlib.sha256(data).hexdigest()[:12]
@@ -128,11 +129,12 @@ def _digest(texts) -> str:
 def _facts(path):
     """What `shard.json` says of a shard; None where a file is not whole."""
     try:
-        facts = json.loads((path / "shard.json").read_bytes())
+        facts = read_object(path / "shard.json")
         sizes = {n: (path / n).stat().st_size for n in facts["files"]}
-    except (OSError, ValueError):
+        whole = all(facts["files"][n][0] == sizes[n] for n in sizes)
+        whole &= all(type(facts[n]) is int for n in _COUNTS)
+    except (LookupError, OSError, TypeError, ValueError):
         return None
-    whole = all(facts["files"][n][0] == sizes[n] for n in sizes)
     return facts if whole else None
 
 
@@ -195,7 +197,7 @@ def _check_request(documents, workers):
         raise RuntimeError(f"{name} is a worker process itself; {_GUARD}")
 
 
-# %% book/token_files.md#what-a-folder-holds 2e4522a7
+# %% book/token_files.md#what-a-folder-holds 72cef6ed
 _FORMAT = 1  # of the folder; changes with the arrays
 
 
@@ -211,7 +213,7 @@ def _check_plan(folder, tokenizer, shard_size, source):
     path = folder / "plan.json"
     if not path.exists():
         write_atomically(path, json.dumps(plan))
-    there = json.loads(path.read_bytes())
+    there = read_object(path)
     for name, wanted in plan.items():
         if there.get(name) != wanted:
             raise ValueError(
@@ -221,7 +223,7 @@ def _check_plan(folder, tokenizer, shard_size, source):
             )
 
 
-# %% book/token_files.md#what-a-folder-holds 8316bc06
+# %% book/token_files.md#what-a-folder-holds b3f95b03
 def _write_index(folder, names):
     shards = [{"name": name} | _facts(folder / name) for name in names]
     text = json.dumps({"shards": shards}, indent=1)
@@ -230,24 +232,24 @@ def _write_index(folder, names):
 
 def _read_index(folder):
     path = folder / "index.json"
-    if not path.exists():
+    try:
+        shards = read_object(path)["shards"]
+        paths = [folder / shard["name"] for shard in shards]
+    except FileNotFoundError:
         raise FileNotFoundError(
             f"{folder} has no index.json, so it is no finished folder of "
             "token files; call write_token_files again"
-        )
-    shards = json.loads(path.read_bytes())["shards"]
-    for shard in shards:
-        name = shard["name"]
-        if {"name": name} | (_facts(folder / name) or {}) != shard:
-            raise ValueError(_damaged(folder / name))
+        ) from None
+    except (LookupError, TypeError, ValueError):
+        raise ValueError(_damaged(path)) from None
+    for shard, path in zip(shards, paths):
+        if {"name": path.name} | (_facts(path) or {}) != shard:
+            raise ValueError(_damaged(path))
     return shards
 
 
 def _damaged(path):
-    return (
-        f"the shard {path} is damaged; delete this folder, and call "
-        "write_token_files again, which makes it again"
-    )
+    return f"{path} is damaged; delete it and call write_token_files again"
 
 
 # %% book/token_files.md#what-a-folder-holds 53bdc6c3
@@ -311,7 +313,7 @@ class _Shards(Sequence):
         return self.open(self.paths[number])
 
 
-# %% book/token_files.md#reading 16b46933
+# %% book/token_files.md#reading e1c07dfd
 class TokenFiles:
     """A tokenised corpus on disk; nothing is read until it is asked for.
 
@@ -326,11 +328,10 @@ class TokenFiles:
         self.folder = Path(folder)
         self.index: list[dict] = _read_index(self.folder)
         self.digest = _digest([json.dumps(self.index, sort_keys=True)])
-        for name in ("tokens", "documents", "characters"):
+        for name in _COUNTS:
             setattr(self, name, sum(shard[name] for shard in self.index))
         self.pieces = self.tokens - self.documents
-        paths = [self.folder / shard["name"] for shard in self.index]
-        self.shards = _Shards(paths)
+        self.shards = _Shards([self.folder / s["name"] for s in self.index])
 
     def __reduce__(self):  # a copy in another process opens them again
         return TokenFiles, (self.folder,)
@@ -350,7 +351,7 @@ def count_packed(tokens: int, inner: int) -> int:
     return max(0, (tokens - inner + 1) // inner)
 
 
-# %% book/token_files.md#full-rows d44e446a
+# %% book/token_files.md#full-rows 818a1282
 class PackedRows:
     """Rows of `seq_length` without padding: [CLS] 1 2 3 … [SEP].
 
@@ -370,10 +371,8 @@ class PackedRows:
         self.files, self.inner = files, seq_length - 2
         self.ends = tokenizer.cls_token_id, tokenizer.sep_token_id
         self.seed = seed
-        counts = [
-            count_packed(s["tokens"], self.inner) for s in files.index
-        ]
-        self.stops = np.cumsum([0, *counts])
+        sizes = [count_packed(s["tokens"], self.inner) for s in files.index]
+        self.stops = np.cumsum([0, *sizes])
         if self.stops[-1] == 0:
             raise ValueError(
                 f"{files.folder} holds {files.tokens} pieces, too few for "

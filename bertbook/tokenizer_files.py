@@ -6,7 +6,7 @@ refuses a damaged file with a sentence that names the file and the line.
 The page: https://bertbook.github.io/bertbook/book/tokenizer_files.html
 """
 
-# Tangled from book/tokenizer_files.md (6e0ad0fc): edit it there and run
+# Tangled from book/tokenizer_files.md (541a3530): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -148,7 +148,7 @@ def write_vocab(vocab: dict[str, int], path: str | Path) -> None:
     write_atomically(path, "\n".join(checked) + "\n")
 
 
-# %% book/tokenizer_files.md#the-rules-belong-to-the-file a69b8c16
+# %% book/tokenizer_files.md#the-rules-belong-to-the-file 034f217e
 from dataclasses import asdict, dataclass, fields
 
 
@@ -182,18 +182,22 @@ class TokenizerSettings:
             self.mask_token,
         )
 
-    def check_types(self, path: str | Path) -> "TokenizerSettings":
-        """Itself; ValueError, naming the file, for a wrong type."""
+    def check(self, path: str | Path) -> "TokenizerSettings":
+        """Itself; ValueError, naming the file, for what does not fit."""
         for field in fields(self):
             value, kind = getattr(self, field.name), field.type
-            texts = isinstance(value, tuple) and all(
-                isinstance(part, str) for part in value
-            )
-            many = kind == tuple[str, ...]
-            if not (texts if many else isinstance(value, kind)):
+            if kind == tuple[str, ...]:
+                fits = isinstance(value, tuple) and all(
+                    isinstance(part, str) for part in value
+                )
+            elif field.name.endswith("_side"):
+                fits = value in ("left", "right")
+            else:
+                fits = isinstance(value, kind)
+            if not fits:
                 raise ValueError(
-                    f"{path}: {field.name}={value!r:.40} is of the wrong "
-                    f"type; give one like {json.dumps(field.default)}"
+                    f"{path}: {field.name}={value!r:.40} does not fit; "
+                    f"give one like {json.dumps(field.default)}"
                 )
         return self
 
@@ -218,7 +222,7 @@ def read_object(path: str | Path) -> dict:
     return found
 
 
-# %% book/tokenizer_files.md#the-rules-belong-to-the-file 96ea53ce
+# %% book/tokenizer_files.md#the-rules-belong-to-the-file 50ca5bc6
 def read_config(path: str | Path) -> TokenizerSettings:
     """The settings in a `tokenizer_config.json`, ours or `transformers`'s.
 
@@ -237,7 +241,7 @@ def read_config(path: str | Path) -> TokenizerSettings:
             value = tuple(value or ())
         if key in known:
             found[key] = value
-    return TokenizerSettings(**found).check_types(path)
+    return TokenizerSettings(**found).check(path)
 
 
 # %% book/tokenizer_files.md#the-rules-belong-to-the-file 60af4b46
@@ -315,7 +319,7 @@ def tokenizer_json(
     return json.dumps(form, indent=2, ensure_ascii=False) + "\n"
 
 
-# %% book/tokenizer_files.md#tokenizer-json 2b342729
+# %% book/tokenizer_files.md#tokenizer-json cc3b1cbc
 _STAGES = {
     "model": "WordPiece",
     "normalizer": "BertNormalizer",
@@ -341,7 +345,7 @@ def read_tokenizer_json(
                     f"{expected}; load it with the tokenizers library"
                 )
         settings = _settings_of(form, settings, path)
-        return _vocab_of(form, path), settings.check_types(path)
+        return _vocab_of(form, path), settings.check(path)
     except (AttributeError, LookupError, TypeError) as error:
         raise ValueError(
             f"{path} is no tokenizer of BERT ({error!r}); get it again"

@@ -485,6 +485,58 @@ def test_a_missing_shard_and_changed_facts_are_found(files):
     assert TokenFiles(files.folder).digest == files.digest
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[" * 200_000,
+        "[]",
+        "{}",
+        '{"shards": 5}',
+        '{"shards": [5]}',
+        '{"shards": [{"name": 5}]}',
+        '{"shards": [{"name": "../elsewhere"}]}',
+    ],
+)
+def test_a_damaged_index_is_named_and_made_again(files, text):
+    index = files.folder / "index.json"
+    index.write_text(text)
+    with pytest.raises(ValueError, match="(index.json|where) is damaged"):
+        TokenFiles(files.folder)
+    write_token_files(TEXTS, TOKENIZER, files.folder, shard_size=4)
+    assert TokenFiles(files.folder).digest == files.digest
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 200_000, "[]"])
+def test_a_damaged_plan_is_named(files, text):
+    (files.folder / "plan.json").write_text(text)
+    with pytest.raises(ValueError, match="plan.json (is not|holds)"):
+        write_token_files(TEXTS, TOKENIZER, files.folder, shard_size=4)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda facts: facts.pop("tokens"),
+        lambda facts: facts.update(documents="four"),
+        lambda facts: facts.update(files={"ids.npy": 5}),
+        lambda facts: facts.update(files=5),
+    ],
+)
+def test_facts_of_another_kind_are_damage(files, change):
+    """Also where the index says the same."""
+    index = files.folder / "index.json"
+    found = json.loads(index.read_bytes())
+    change(found["shards"][0])
+    index.write_text(json.dumps(found))
+    name = found["shards"][0].pop("name")
+    facts = json.dumps(found["shards"][0])
+    (files.folder / name / "shard.json").write_text(facts)
+    with pytest.raises(ValueError, match=f"{name} is damaged"):
+        TokenFiles(files.folder)
+
+
 def test_no_folder_is_no_token_files(tmp_path):
     with pytest.raises(FileNotFoundError, match="no index.json"):
         TokenFiles(tmp_path / "nothing")

@@ -437,6 +437,8 @@ def change_model(**changes):
         ("tokenizer_config.json", change(unk_token={"text": "[UNK]"})),
         ("tokenizer_config.json", change(unk_token=["[UNK]"])),
         ("tokenizer_config.json", change(do_lower_case="no")),
+        ("tokenizer_config.json", change(padding_side="top")),
+        ("tokenizer_config.json", change(truncation_side=["left"])),
         ("tokenizer_config.json", change(never_split=7)),
         ("tokenizer_config.json", change(never_split="the")),
         ("tokenizer_config.json", change(never_split=["the", 7])),
