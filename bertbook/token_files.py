@@ -6,7 +6,7 @@ resumable, and reads it back as full rows without loading it.
 The page: https://bertbook.github.io/bertbook/book/token_files.html
 """
 
-# Tangled from book/token_files.md (697a07bb): edit it there and run
+# Tangled from book/token_files.md (5315333f): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -223,13 +223,14 @@ def _check_plan(folder, tokenizer, shard_size, source):
             )
 
 
-# %% book/token_files.md#what-a-folder-holds b3f95b03
+# %% book/token_files.md#what-a-folder-holds 34cb75b7
 def _write_index(folder, names):
     shards = [{"name": name} | _facts(folder / name) for name in names]
     text = json.dumps({"shards": shards}, indent=1)
     write_atomically(folder / "index.json", text)
 
 
+# %% book/token_files.md#what-a-folder-holds aea7b624
 def _read_index(folder):
     path = folder / "index.json"
     try:

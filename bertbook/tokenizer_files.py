@@ -6,7 +6,7 @@ refuses a damaged file with a sentence that names the file and the line.
 The page: https://bertbook.github.io/bertbook/book/tokenizer_files.html
 """
 
-# Tangled from book/tokenizer_files.md (541a3530): edit it there and run
+# Tangled from book/tokenizer_files.md (231ee432): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -148,7 +148,7 @@ def write_vocab(vocab: dict[str, int], path: str | Path) -> None:
     write_atomically(path, "\n".join(checked) + "\n")
 
 
-# %% book/tokenizer_files.md#the-rules-belong-to-the-file 034f217e
+# %% book/tokenizer_files.md#the-rules-belong-to-the-file 85e7809c
 from dataclasses import asdict, dataclass, fields
 
 
@@ -186,14 +186,13 @@ class TokenizerSettings:
         """Itself; ValueError, naming the file, for what does not fit."""
         for field in fields(self):
             value, kind = getattr(self, field.name), field.type
-            if kind == tuple[str, ...]:
-                fits = isinstance(value, tuple) and all(
-                    isinstance(part, str) for part in value
-                )
-            elif field.name.endswith("_side"):
+            texts = isinstance(value, tuple) and all(
+                isinstance(part, str) for part in value
+            )
+            many = kind == tuple[str, ...]
+            fits = texts if many else isinstance(value, kind)
+            if field.name.endswith("_side"):
                 fits = value in ("left", "right")
-            else:
-                fits = isinstance(value, kind)
             if not fits:
                 raise ValueError(
                     f"{path}: {field.name}={value!r:.40} does not fit; "
