@@ -409,6 +409,26 @@ def test_launch_buttons_name_the_published_notebook(page):
 
 
 @needs_browser
+@pytest.mark.parametrize("width", [400, 800, 1000, 1280])
+@pytest.mark.parametrize("name", ["question_answering", "sentiment"])
+def test_nothing_is_beside_the_screen(page, name, width):
+    """No note of a margin that is not there, no line that scrolls away."""
+    page.set_viewport_size({"width": width, "height": 900})
+    open_page(page, f"book/{name}.html")
+    reach = page.evaluate("document.documentElement.scrollWidth")
+    assert reach <= width
+    for note in page.locator("aside.margin").all():
+        assert note.bounding_box()["width"] > 150
+    if width > 768:
+        cut = page.evaluate(
+            "[...document.querySelectorAll('div.cell_output pre')]"
+            ".filter(e => e.scrollWidth > e.clientWidth + 1)"
+            ".map(e => e.innerText.slice(0, 200))"
+        )
+        assert cut == []
+
+
+@needs_browser
 def test_code_fits_beside_both_sidebars(page):
     open_page(page, "book/tokenizer.html")
     wide = page.evaluate(
