@@ -6,7 +6,7 @@ it again where it stopped, unless something was changed.
 The page: https://bertbook.github.io/bertbook/book/run_folder.html
 """
 
-# Tangled from book/run_folder.md (0c639e8c): edit it there and run
+# Tangled from book/run_folder.md (36049086): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "new_objective",
     "open_run",
     "refuse_full",
+    "return_freed_memory",
     "save_run",
     "settings_of",
     "sinusoidal_positions",
@@ -160,10 +161,17 @@ def start_run(settings: Pretraining, device: str = "cpu") -> Run:
     return begin(settings, new_objective(settings), device)
 
 
-# %% book/run_folder.md#memory-that-stays 52b7602c
+# %% book/run_folder.md#memory-that-stays d82fa277
 import ctypes
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # names of settings, in malloc.h
+
+
+def _of_glibc(name):
+    try:
+        return getattr(ctypes.CDLL("libc.so.6"), name)
+    except (OSError, AttributeError):
+        return lambda *_: 0  # another library: it could not
 
 
 def keep_freed_memory() -> bool:
@@ -171,11 +179,16 @@ def keep_freed_memory() -> bool:
 
     Returns whether it could: only glibc has the settings, mallopt(3).
     """
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return False
+    mallopt = _of_glibc("mallopt")
     return bool(mallopt(_MMAP_MAX, 0) and mallopt(_TRIM_THRESHOLD, -1))
+
+
+def return_freed_memory() -> bool:
+    """Give the system what is free now; whether there was anything.
+
+    Only glibc can, malloc_trim(3).
+    """
+    return bool(_of_glibc("malloc_trim")(0))
 
 
 # %% book/run_folder.md#what-a-run-reads ec796d8b
@@ -320,7 +333,7 @@ def _restore(run, out):
     run.start_clock()
 
 
-# %% book/run_folder.md#opening-it 3296fb8e
+# %% book/run_folder.md#opening-it b970818a
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -334,11 +347,12 @@ def open_run(
     """Keep `run`, at step 0, in the folder `out` for a block.
 
     With `resume` it first becomes what it was there. From here on the
-    process keeps freed memory. Raises FileExistsError where a run is in the
-    way, ValueError where `resume` finds other settings, naming the fields,
-    or no whole state, FileNotFoundError where it finds no run, and
-    BlockingIOError where another process is at it. What the disk refuses in
-    the block becomes an OSError that says what is left.
+    process keeps freed memory; what is free at the end it returns. Raises
+    FileExistsError where a run is in the way, ValueError where `resume`
+    finds other settings, naming the fields, or no whole state,
+    FileNotFoundError where it finds no run, and BlockingIOError where
+    another process is at it. What the disk refuses in the block becomes an
+    OSError that says what is left.
     """
     out, first = Path(out), this_rank().number == 0
     if resume:
@@ -356,7 +370,10 @@ def open_run(
             _restore(run, out)
         if first:
             _tidy(run, out)
-        yield run
+        try:
+            yield run
+        finally:
+            return_freed_memory()
 
 
 # %% book/run_folder.md#opening-it 3fc96b14

@@ -459,9 +459,46 @@ def test_freed_memory_is_kept_from_the_first_run_on():
     assert 10 * max(faults["kept"], faults["run"]) < faults["returned"]
 
 
+HOLDING = """
+import resource, tempfile
+from pathlib import Path
+import torch
+from bertbook.run_folder import open_run, start_run
+from tests.test_run_folder import SETTINGS
+
+def held():
+    pages = Path("/proc/self/statm").read_text().split()[1]
+    return int(pages) * resource.getpagesize()
+
+try:
+    with open_run(start_run(SETTINGS), tempfile.mkdtemp()):
+        kept = [torch.ones(2**22) for _ in range(20)]
+        del kept[::2], kept[:-1]
+        print(held())
+        raise KeyError
+except KeyError:
+    print(held())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="no glibc")
+def test_freed_memory_is_returned_when_the_run_ends():
+    """Also from between tensors that live on, and when the run fails."""
+    done = subprocess.run(
+        [sys.executable, "-c", HOLDING],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    during, after = map(int, done.stdout.split())
+    assert during - after > 15 * 2**24  # of nineteen, of 16 MiB each
+
+
 def test_a_system_without_the_settings_says_so(monkeypatch):
     def missing(name):
         raise OSError(name)
 
     monkeypatch.setattr(run_folder.ctypes, "CDLL", missing)
     assert run_folder.keep_freed_memory() is False
+    assert run_folder.return_freed_memory() is False
