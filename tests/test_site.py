@@ -234,23 +234,29 @@ def test_exported_cells_name_their_module(site):
 # What a reader does
 
 
+@pytest.fixture(scope="session")
+def looks():
+    """The looks of texts whose colours were examined, on any page."""
+    return []
+
+
 @needs_browser
 @pytest.mark.parametrize("path", PAGES + ["search.html", "genindex.html"])
-def test_page_is_whole_and_accessible(next_page, path):
+def test_page_is_whole_and_accessible(next_page, looks, path):
     page = next_page
     open_page(page, path)
     assert page.faults == []
     assert page.title() and page.locator("main h1").count() >= 1
     if path in PAGES:
         page.evaluate(THIN)
-        assert grave_violations(page, ALL_BUT_CONTRAST) == []
-        page.evaluate(ONE_OF_EACH_LOOK)
+        assert grave_violations(page, ALL_BUT_COLOURS) == []
+        looks += page.evaluate(NEW_LOOKS, looks)
         page.add_style_tag(content="* { transition: none !important }")
         for theme in ("light", "dark"):
             page.evaluate(
                 f"document.documentElement.dataset.theme = '{theme}'"
             )
-            assert grave_violations(page, CONTRAST) == []
+            assert grave_violations(page, COLOURS) == []
 
 
 # Axe takes a millisecond for each of ten thousand elements. Of the coloured
@@ -258,17 +264,17 @@ def test_page_is_whole_and_accessible(next_page, path):
 # that copy a cell, three; of the entries of the menu, which are the same on
 # every page, five; of the definitions of the API, made alike, a hundred.
 THIN = """() => {
-  const seen = new Set();
-  for (const span of [...document.querySelectorAll(
-      'article :is(pre, code, .sig) span')].reverse()) {
+  const seen = new Set(), more = [];
+  for (const span of document.querySelectorAll(
+      'article :is(pre, code, .sig) span')) {
     if (span.firstElementChild || span.id) continue;
     const box = span.closest('.highlight, .sig, code').parentElement;
     const looks = [span, span.parentElement, box].map(
       each => `${each.className} ${each.getAttribute('style')}`);
-    if (seen.has(`${looks}`) || !span.checkVisibility())
-      span.replaceWith(...span.childNodes);
+    if (seen.has(`${looks}`) || !span.checkVisibility()) more.push(span);
     else seen.add(`${looks}`);
   }
+  for (const span of more) span.replaceWith(...span.childNodes);
   const enough = {'mjx-container': 3, 'button.copybtn': 3, 'dl.py': 100,
                   'nav.bd-links li:not(.current)': 5};
   for (const [same, count] of Object.entries(enough))
@@ -278,29 +284,47 @@ THIN = """() => {
 
 
 # Texts have the same colours if their elements, and all around these, are of
-# the same kind: of such texts one is enough. Of a single character axe says
-# nothing, so that it stands for no other.
-ONE_OF_EACH_LOOK = """() => {
-  const seen = new Set(), texts = [];
+# the same kind: of such texts one in all pages is enough, for a link with the
+# text around it. Of a single character axe says nothing, so that it stands for
+# no other. What has no text goes too, and the looks that are new are returned.
+NEW_LOOKS = """known => {
+  const seen = new Set(known), kept = new Set(), fresh = [], texts = [];
   const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   while (walk.nextNode()) texts.push(walk.currentNode);
   for (const text of texts) {
     if (text.data.trim().length < 2) continue;
     if (!text.parentElement.checkVisibility()) continue;
-    let looks = '';
+    const style = getComputedStyle(text.parentElement);
+    let look = style.color + style.backgroundColor;
     for (let each = text.parentElement; each; each = each.parentElement) {
       const row = each.matches('tr') ? each.rowIndex % 2 : '';
-      looks += ['class', 'style', 'role', 'aria-current'].map(
+      look += ['class', 'style', 'role', 'aria-current'].map(
         name => each.getAttribute(name)) + each.tagName + row;
     }
-    if (seen.has(looks)) text.remove();
-    else seen.add(looks);
+    if (seen.has(look)) continue;
+    seen.add(look);
+    fresh.push(look);
+    let block = text.parentElement.closest('a');
+    while (block && getComputedStyle(block).display.startsWith('inline'))
+      block = block.parentElement;
+    kept.add(block || text);
   }
+  for (const text of texts) {
+    let each = text;
+    while (each && !kept.has(each)) each = each.parentElement;
+    if (!each) text.remove();
+  }
+  for (const each of [...document.body.querySelectorAll('*')].reverse())
+    if (!each.textContent.trim() && each.tagName !== 'TR') each.remove();
+  return fresh;
 }"""
 
 
-ALL_BUT_CONTRAST = {"rules": {"color-contrast": {"enabled": False}}}
-CONTRAST = {"runOnly": ["color-contrast"]}
+OF_COLOURS = ["color-contrast", "link-in-text-block"]
+COLOURS = {"runOnly": OF_COLOURS}
+ALL_BUT_COLOURS = {
+    "rules": {name: {"enabled": False} for name in OF_COLOURS}
+}
 
 
 def grave_violations(page, options):
