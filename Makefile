@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
+# Hundreds of processes are started: they keep what Python compiled.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := book
 .PHONY: book test bench tangle sync format lint serve links screenshot clean help
@@ -10,7 +12,7 @@ export TOKENIZERS_PARALLELISM := false
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and \
 	  "bertbook needs Python 3.11 or later, not %d.%d; run make PYTHON=python3.11" % v[:2])'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q -r requirements.txt
+	$(BIN)/pip install -q --no-compile -r requirements.txt
 	$(BIN)/pip install -q --no-deps -e .
 	touch $@
 
