@@ -2,7 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
-# Hundreds of processes are started: they keep what Python compiled.
+# Pip compiles nothing; what is imported is compiled once, and kept for the
+# hundreds of processes that follow.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := book

@@ -6,7 +6,7 @@ it again where it stopped, unless something was changed.
 The page: https://bertbook.github.io/bertbook/book/run_folder.html
 """
 
-# Tangled from book/run_folder.md (36049086): edit it there and run
+# Tangled from book/run_folder.md (e1236bb2): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -161,7 +161,7 @@ def start_run(settings: Pretraining, device: str = "cpu") -> Run:
     return begin(settings, new_objective(settings), device)
 
 
-# %% book/run_folder.md#memory-that-stays d82fa277
+# %% book/run_folder.md#memory-that-stays 445e4e05
 import ctypes
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # names of settings, in malloc.h
@@ -184,9 +184,9 @@ def keep_freed_memory() -> bool:
 
 
 def return_freed_memory() -> bool:
-    """Give the system what is free now; whether there was anything.
+    """Give the memory of freed tensors back to the system.
 
-    Only glibc can, malloc_trim(3).
+    Returns whether anything went back: only glibc can, malloc_trim(3).
     """
     return bool(_of_glibc("malloc_trim")(0))
 
@@ -333,7 +333,7 @@ def _restore(run, out):
     run.start_clock()
 
 
-# %% book/run_folder.md#opening-it b970818a
+# %% book/run_folder.md#opening-it 9fa02b26
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -366,11 +366,11 @@ def open_run(
         if first and not resume:
             refuse_full(out)
         keep_freed_memory()
-        if resume:
-            _restore(run, out)
-        if first:
-            _tidy(run, out)
         try:
+            if resume:
+                _restore(run, out)
+            if first:
+                _tidy(run, out)
             yield run
         finally:
             return_freed_memory()

@@ -6,7 +6,7 @@ resumable, and reads it back as full rows without loading it.
 The page: https://bertbook.github.io/bertbook/book/token_files.html
 """
 
-# Tangled from book/token_files.md (5315333f): edit it there and run
+# Tangled from book/token_files.md (721b1624): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -71,14 +71,14 @@ def encode_documents(documents: list[str], tokenizer) -> dict:
     }
 
 
-# %% book/token_files.md#a-shard-is-whole-or-absent 05145845
+# %% book/token_files.md#a-shard-is-whole-or-absent 1766a3a6
 _ARRAYS = ("ids", "sentences", "documents")
 _COUNTS = ("tokens", "documents", "characters")
 
 
-def _write_shard(path, documents, tokenizer):
+def _write_shard(path, documents, tokenizer=None):
     """Make the folder `path`, which is there only when it is whole."""
-    arrays = encode_documents(documents, tokenizer)
+    arrays = encode_documents(documents, tokenizer or _tokenizer)
     facts = {
         "tokens": len(arrays["ids"]),
         "documents": len(arrays["documents"]) - 1,
@@ -120,7 +120,7 @@ def _in_parts(documents: Iterable[str], size: int) -> Iterator[list[str]]:
         yield part
 
 
-# %% book/token_files.md#the-shards-of-a-stream 267c1d7f
+# %% book/token_files.md#the-shards-of-a-stream 01d7e2ed
 def _digest(texts) -> str:
     data = "\0".join(texts).encode("utf-8", "surrogatepass")
     return hashlib.sha256(data).hexdigest()[:12]
@@ -130,9 +130,10 @@ def _facts(path):
     """What `shard.json` says of a shard; None where a file is not whole."""
     try:
         facts = read_object(path / "shard.json")
-        sizes = {n: (path / n).stat().st_size for n in facts["files"]}
-        whole = all(facts["files"][n][0] == sizes[n] for n in sizes)
-        whole &= all(type(facts[n]) is int for n in _COUNTS)
+        whole = all(type(facts[n]) is int for n in _COUNTS)
+        for name in _ARRAYS:
+            size, _ = facts["files"][f"{name}.npy"]
+            whole &= (path / f"{name}.npy").stat().st_size == size
     except (LookupError, OSError, TypeError, ValueError):
         return None
     return facts if whole else None
@@ -149,7 +150,7 @@ def _tasks(documents, folder, shard_size, names):
             yield path, part
 
 
-# %% book/token_files.md#in-parallel b609ee21
+# %% book/token_files.md#in-parallel 689741d1
 def _begin_worker(tokenizer):
     global _tokenizer
     _tokenizer = tokenizer
@@ -161,10 +162,6 @@ def _end_with_parent():
     os._exit(1)
 
 
-def _work(path, documents):
-    _write_shard(path, documents, _tokenizer)
-
-
 def _in_processes(tasks, tokenizer, workers):
     """Make shards in `workers` processes; few tasks wait in memory."""
     start = multiprocessing.get_context("spawn")
@@ -173,7 +170,7 @@ def _in_processes(tasks, tokenizer, workers):
     try:
         with ProcessPoolExecutor(*begin) as pool:
             for task in tasks:
-                pending.append(pool.submit(_work, *task))
+                pending.append(pool.submit(_write_shard, *task))
                 if len(pending) >= 2 * workers:
                     pending.popleft().result()
             for future in pending:
@@ -197,7 +194,7 @@ def _check_request(documents, workers):
         raise RuntimeError(f"{name} is a worker process itself; {_GUARD}")
 
 
-# %% book/token_files.md#what-a-folder-holds 72cef6ed
+# %% book/token_files.md#what-a-folder-holds 582408f2
 _FORMAT = 1  # of the folder; changes with the arrays
 
 
@@ -213,7 +210,10 @@ def _check_plan(folder, tokenizer, shard_size, source):
     path = folder / "plan.json"
     if not path.exists():
         write_atomically(path, json.dumps(plan))
-    there = read_object(path)
+    try:
+        there = read_object(path)
+    except ValueError:
+        raise ValueError(_damaged(path)) from None
     for name, wanted in plan.items():
         if there.get(name) != wanted:
             raise ValueError(
@@ -230,13 +230,13 @@ def _write_index(folder, names):
     write_atomically(folder / "index.json", text)
 
 
-# %% book/token_files.md#what-a-folder-holds aea7b624
+# %% book/token_files.md#what-a-folder-holds d84557fa
 def _read_index(folder):
     path = folder / "index.json"
     try:
         shards = read_object(path)["shards"]
-        paths = [folder / shard["name"] for shard in shards]
-    except FileNotFoundError:
+        paths = [folder / Path(shard["name"]).name for shard in shards]
+    except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(
             f"{folder} has no index.json, so it is no finished folder of "
             "token files; call write_token_files again"
@@ -250,10 +250,10 @@ def _read_index(folder):
 
 
 def _damaged(path):
-    return f"{path} is damaged; delete it and call write_token_files again"
+    return f"{path} is damaged; delete {path.parent} and make it again"
 
 
-# %% book/token_files.md#what-a-folder-holds 53bdc6c3
+# %% book/token_files.md#what-a-folder-holds 24257e30
 def write_token_files(
     documents: Iterable[str],
     tokenizer,
@@ -270,7 +270,7 @@ def write_token_files(
     the same call; a second process waits for the first. `shard_size` counts
     documents. A `source` names documents that never change: a finished
     folder of it is opened without reading them. Raises ValueError where the
-    folder holds another plan's shards, OSError where the disk is full.
+    folder is damaged or of another plan, OSError where the disk is full.
     """
     folder, names = Path(folder), {}
     _check_request(documents, workers)

@@ -243,20 +243,53 @@ def looks():
 @needs_browser
 @pytest.mark.parametrize("path", PAGES + ["search.html", "genindex.html"])
 def test_page_is_whole_and_accessible(next_page, looks, path):
-    page = next_page
-    open_page(page, path)
-    assert page.faults == []
-    assert page.title() and page.locator("main h1").count() >= 1
+    open_page(next_page, path)
+    assert next_page.faults == []
+    assert next_page.title()
+    assert next_page.locator("main h1").count() >= 1
     if path in PAGES:
-        page.evaluate(THIN)
-        assert grave_violations(page, ALL_BUT_COLOURS) == []
-        looks += page.evaluate(NEW_LOOKS, looks)
-        page.add_style_tag(content="* { transition: none !important }")
-        for theme in ("light", "dark"):
-            page.evaluate(
-                f"document.documentElement.dataset.theme = '{theme}'"
-            )
-            assert grave_violations(page, COLOURS) == []
+        assert grave_faults(next_page, looks) == []
+
+
+PLANTED = """
+<style>
+  .planted-faint { color: #bbb }
+  html[data-theme=dark] .planted-dark { color: #222 }
+  a.planted { color: #333 !important; text-decoration: none !important }
+</style>
+<p class="planted-faint">too faint in light</p>
+<p class="planted-dark">too dark in dark</p>
+<p><a class="planted" href="#">a link that is alone</a></p>
+<p>Many words stand before <a class="planted" href="#">planted link</a> and
+more of them follow, so that it has to look different.</p>
+<div style="position: relative">
+  <div style="position: absolute; inset: 0; background: #222"></div>
+  <p style="position: relative; color: #333">planted on a box</p>
+</div>
+<img src="data:,"><button></button>
+"""
+
+
+@needs_browser
+def test_faults_are_found_where_all_looks_are_known(next_page, looks):
+    """What is taken out of a page before axe reads it hides none."""
+    open_page(next_page, PAGES[0])
+    assert grave_faults(next_page, looks) == []
+    open_page(next_page, PAGES[0])
+    next_page.evaluate(
+        "html => document.querySelector('article').innerHTML += html",
+        PLANTED,
+    )
+    found = " ".join(grave_faults(next_page, looks))
+    for part in (
+        'class="planted-faint"',
+        'class="planted-dark"',
+        ">planted link<",
+        ">planted on a box<",
+        "image-alt: <img",
+        "button-name: <button",
+    ):
+        assert part in found
 
 
 # Axe takes a millisecond for each of ten thousand elements. Of the coloured
@@ -284,16 +317,17 @@ THIN = """() => {
 
 
 # Texts have the same colours if their elements, and all around these, are of
-# the same kind: of such texts one in all pages is enough, for a link with the
-# text around it. Of a single character axe says nothing, so that it stands for
-# no other. What has no text goes too, and the looks that are new are returned.
+# the same kind: of such texts one in all pages is enough. For a link it counts
+# too whether it stands in other text, which stays with it. Of a single
+# character axe says nothing, so that it stands for no other. What is empty
+# then, and no coloured ground for others, goes too. Returns the new looks.
 NEW_LOOKS = """known => {
   const seen = new Set(known), kept = new Set(), fresh = [], texts = [];
   const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   while (walk.nextNode()) texts.push(walk.currentNode);
+  const length = each => each.textContent.trim().length;
   for (const text of texts) {
-    if (text.data.trim().length < 2) continue;
-    if (!text.parentElement.checkVisibility()) continue;
+    if (length(text) < 2 || !text.parentElement.checkVisibility()) continue;
     const style = getComputedStyle(text.parentElement);
     let look = style.color + style.backgroundColor;
     for (let each = text.parentElement; each; each = each.parentElement) {
@@ -301,21 +335,32 @@ NEW_LOOKS = """known => {
       look += ['class', 'style', 'role', 'aria-current'].map(
         name => each.getAttribute(name)) + each.tagName + row;
     }
+    let block = text.parentElement.closest('a');
+    if (block) {
+      while (getComputedStyle(block).display.startsWith('inline'))
+        block = block.parentElement;
+      let linked = 0;
+      for (const link of block.querySelectorAll('a')) linked += length(link);
+      look += length(block) > 2 * linked;
+    }
     if (seen.has(look)) continue;
     seen.add(look);
     fresh.push(look);
-    let block = text.parentElement.closest('a');
-    while (block && getComputedStyle(block).display.startsWith('inline'))
-      block = block.parentElement;
     kept.add(block || text);
   }
   for (const text of texts) {
+    if (text.parentElement.closest('style, .only-dark')) continue;
     let each = text;
     while (each && !kept.has(each)) each = each.parentElement;
     if (!each) text.remove();
   }
-  for (const each of [...document.body.querySelectorAll('*')].reverse())
-    if (!each.textContent.trim() && each.tagName !== 'TR') each.remove();
+  const empty = [...document.body.querySelectorAll('*')].filter(each => {
+    const {position, backgroundColor} = getComputedStyle(each);
+    return !length(each) && !each.matches('tr, style, .only-dark')
+      && (position === 'static' || backgroundColor === 'rgba(0, 0, 0, 0)');
+  });
+  for (const each of empty.reverse())
+    if (!each.firstElementChild) each.remove();
   return fresh;
 }"""
 
@@ -325,6 +370,21 @@ COLOURS = {"runOnly": OF_COLOURS}
 ALL_BUT_COLOURS = {
     "rules": {name: {"enabled": False} for name in OF_COLOURS}
 }
+
+
+def grave_faults(page, looks):
+    """What is wrong on a page: its colours where they are not in `looks`.
+
+    The page is no longer whole after it.
+    """
+    page.evaluate(THIN)
+    faults = grave_violations(page, ALL_BUT_COLOURS)
+    looks += page.evaluate(NEW_LOOKS, looks)
+    page.add_style_tag(content="* { transition: none !important }")
+    for theme in ("light", "dark"):
+        page.evaluate(f"document.documentElement.dataset.theme = '{theme}'")
+        faults += grave_violations(page, COLOURS)
+    return faults
 
 
 def grave_violations(page, options):
@@ -442,7 +502,11 @@ def test_nothing_is_beside_the_screen(page, name, width):
     reach = page.evaluate("document.documentElement.scrollWidth")
     assert reach <= width
     for note in page.locator("aside.margin").all():
-        assert note.bounding_box()["width"] > 150
+        box = note.bounding_box()
+        assert box["width"] > 150 and box["x"] >= 0
+        assert box["x"] + box["width"] <= width
+    if name == "question_answering":
+        assert page.locator("aside.margin").count() > 0
     if width > 768:
         cut = page.evaluate(
             "[...document.querySelectorAll('div.cell_output pre')]"

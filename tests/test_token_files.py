@@ -4,7 +4,9 @@ import json
 import multiprocessing
 import os
 import pickle
+import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -498,20 +500,23 @@ def test_a_missing_shard_and_changed_facts_are_found(files):
         '{"shards": [{"name": 5}]}',
         '{"shards": [{"name": "../elsewhere"}]}',
     ],
+    ids=range(9),
 )
 def test_a_damaged_index_is_named_and_made_again(files, text):
     index = files.folder / "index.json"
     index.write_text(text)
-    with pytest.raises(ValueError, match="(index.json|where) is damaged"):
+    with pytest.raises(ValueError, match="(index.json|elsewhere) is dam"):
         TokenFiles(files.folder)
     write_token_files(TEXTS, TOKENIZER, files.folder, shard_size=4)
     assert TokenFiles(files.folder).digest == files.digest
 
 
-@pytest.mark.parametrize("text", ["", "{", "[" * 200_000, "[]"])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[" * 200_000, "[]"], ids=range(4)
+)
 def test_a_damaged_plan_is_named(files, text):
     (files.folder / "plan.json").write_text(text)
-    with pytest.raises(ValueError, match="plan.json (is not|holds)"):
+    with pytest.raises(ValueError, match="plan.json is damaged; delete"):
         write_token_files(TEXTS, TOKENIZER, files.folder, shard_size=4)
 
 
@@ -520,7 +525,9 @@ def test_a_damaged_plan_is_named(files, text):
     [
         lambda facts: facts.pop("tokens"),
         lambda facts: facts.update(documents="four"),
-        lambda facts: facts.update(files={"ids.npy": 5}),
+        lambda facts: facts["files"].update({"ids.npy": 5}),
+        lambda facts: facts["files"]["ids.npy"].pop(),
+        lambda facts: facts["files"].pop("ids.npy"),
         lambda facts: facts.update(files=5),
     ],
 )
@@ -538,8 +545,30 @@ def test_facts_of_another_kind_are_damage(files, change):
 
 
 def test_no_folder_is_no_token_files(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no index.json"):
-        TokenFiles(tmp_path / "nothing")
+    (tmp_path / "file").touch()
+    for name in "nothing", "file":
+        with pytest.raises(FileNotFoundError, match="no index.json"):
+            TokenFiles(tmp_path / name)
+
+
+def test_what_is_damaged_can_be_made_again_from_a_source(tmp_path):
+    """By what the message says, where the documents are not read again."""
+
+    def make():
+        return write_token_files(
+            TEXTS, TOKENIZER, tmp_path / "a", shard_size=4, source="texts"
+        )
+
+    digest = make().digest
+    for name in "000001-*/ids.npy", "index.json":
+        (path,) = (tmp_path / "a").glob(name)
+        path.write_bytes(b"")
+        with pytest.raises(ValueError, match="is damaged") as caught:
+            make()
+        folder = re.search("delete (.*) and make", str(caught.value))[1]
+        assert folder == str(tmp_path / "a")
+        shutil.rmtree(folder)
+        assert make().digest == digest
 
 
 def test_opening_reads_no_array(files, monkeypatch):
