@@ -6,7 +6,7 @@ resumable, and reads it back as full rows without loading it.
 The page: https://bertbook.github.io/bertbook/book/token_files.html
 """
 
-# Tangled from book/token_files.md (721b1624): edit it there and run
+# Tangled from book/token_files.md (fefa76ac): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -194,7 +194,7 @@ def _check_request(documents, workers):
         raise RuntimeError(f"{name} is a worker process itself; {_GUARD}")
 
 
-# %% book/token_files.md#what-a-folder-holds 582408f2
+# %% book/token_files.md#what-a-folder-holds 2b43775e
 _FORMAT = 1  # of the folder; changes with the arrays
 
 
@@ -218,8 +218,7 @@ def _check_plan(folder, tokenizer, shard_size, source):
         if there.get(name) != wanted:
             raise ValueError(
                 f"{folder} holds shards with {name} {there.get(name)}, and "
-                f"{wanted} is asked for; give another folder, or delete "
-                "this one"
+                f"{wanted} is asked for; delete it, or give another folder"
             )
 
 
