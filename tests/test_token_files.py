@@ -391,7 +391,7 @@ def test_only_what_changed_is_made_again(tmp_path):
 )
 def test_another_plan_is_refused(tmp_path, files, options):
     options = {"shard_size": 4} | options
-    with pytest.raises(ValueError, match="give another folder, or delete"):
+    with pytest.raises(ValueError, match="delete it, or give another"):
         write_token_files(TEXTS, TOKENIZER, files.folder, **options)
 
 
