@@ -13,6 +13,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from filelock import FileLock
 
 from bertbook.chapters import read_toc
 
@@ -46,7 +47,11 @@ needs_browser = pytest.mark.skipif(
 def site():
     """The address of the site, built as `make` builds it, and served."""
     build = [sys.executable, "-m", "bertbook.weave"]
-    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True)
+    (ROOT / "_build").mkdir(exist_ok=True)
+    with FileLock(ROOT / "_build" / "tests.lock"):  # each worker builds it
+        done = subprocess.run(
+            build, cwd=ROOT, capture_output=True, text=True
+        )
     assert done.returncode == 0, done.stderr
 
     class Quiet(SimpleHTTPRequestHandler):
