@@ -1,12 +1,13 @@
 """Running every chapter once
 
 Runs each stale chapter once by pytest, keeps its outputs, and names the
-chapter and the line where one fails.
+chapter and the line where one fails. Exercises that come solved are
+failures too.
 
 The page: https://bertbook.github.io/bertbook/book/execute.html
 """
 
-# Tangled from book/execute.md (c570fb0e): edit it there and run
+# Tangled from book/execute.md (5f2bdeae): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -250,7 +251,10 @@ def describe_failure(
     return _without_cell(chapter, words)
 
 
-# %% book/execute.md#where-it-failed 68b764e4
+# %% book/execute.md#where-it-failed 2b54246b
+from bertbook.exercises import EASY, with_stub_checks
+
+
 def _without_cell(chapter: Chapter, words: str) -> str:
     """The problem of a notebook whose kernel did not start or live."""
     plain, place = _COLOUR.sub("", words), f"{chapter.path}:1"
@@ -264,6 +268,8 @@ def _without_cell(chapter: Chapter, words: str) -> str:
             f"{place}: its kernel died, as it does when memory runs "
             "out; run its cells one by one to find which"
         )
+    if stub := re.search(rf"{re.escape(chapter.path)}:\d+: {EASY}", plain):
+        return stub[0]
     return f"{place}: nbmake failed\n{plain}"
 
 
@@ -326,7 +332,7 @@ def _run_all(root: Path, paths: dict[Path, Chapter], timeout: int) -> dict:
     return failed
 
 
-# %% book/execute.md#all-together e7cb475d
+# %% book/execute.md#all-together 318f73e7
 def _run_stale(root: Path, stale: dict[Chapter, str], timeout: int):
     import nbformat
 
@@ -336,7 +342,7 @@ def _run_stale(root: Path, stale: dict[Chapter, str], timeout: int):
     longest = sorted(stale, key=lambda chapter: -len(chapter.text))
     paths = {executed_path(root, chapter): chapter for chapter in longest}
     for path, chapter in paths.items():
-        nbformat.write(chapter.notebook, path)
+        nbformat.write(with_stub_checks(chapter), path)
     failed = _run_all(root, paths, timeout)
     done, problems = {}, []
     for path, chapter in paths.items():

@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from bertbook import execute as execute_module
+from bertbook.exercises import EASY
 from bertbook.freshness import chapter_key, modules_used
 from bertbook.modules import Book, load_book
 from bertbook.reproducibility import describe_machine
@@ -253,6 +254,56 @@ def test_failures_are_located_and_publish_nothing(toys):
     edit(toys, "third", "name: cobol", "name: python3")
     again = build(toys, "--timeout", "4")
     assert executed(again) == ["first", "second", "third"]  # not index
+
+
+HALF = (
+    FRONT
+    + """\
+(fourth)=
+# Fourth
+
+```{code-cell} python
+def check_half(answer):
+    assert answer(8) == 4
+```
+
+```{code-cell} python
+:exercise: stub
+
+def half(x):
+    return x - 1
+```
+
+```{code-cell} python
+:exercise: solution
+
+def half(x):
+    return x / 2
+
+
+check_half(half)
+```
+"""
+)
+
+
+def test_a_stub_that_is_right_is_located(toys):
+    (toys / "book/fourth.md").write_text(HALF)
+    done = build(toys)
+    assert done.returncode == 0, done.stderr
+    notebook = (toys / "_build/html/notebooks/fourth.ipynb").read_text()
+    counts = re.findall(r'"execution_count": (\d+)', notebook)
+    assert counts == ["1", "2", "3"]  # the hidden check has no number
+    assert "post_cell_execute" not in notebook
+    stub = edit(toys, "fourth", "return x - 1", "return x - x / 2")
+    done = build(toys)
+    assert done.returncode == 1
+    place = f"book/fourth.md:{stub - 1}: "  # its first line
+    assert done.stderr.strip() == place + EASY
+    edit(toys, "fourth", "def check_half", "def check_double")
+    done = build(toys)
+    assert done.returncode == 1
+    assert place + "a stub needs one function" in done.stderr
 
 
 def test_what_a_page_leaves_in_the_temporary_folder_goes(toys):
