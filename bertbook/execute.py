@@ -7,7 +7,7 @@ failures too.
 The page: https://bertbook.github.io/bertbook/book/execute.html
 """
 
-# Tangled from book/execute.md (5f2bdeae): edit it there and run
+# Tangled from book/execute.md (72932274): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -251,10 +251,7 @@ def describe_failure(
     return _without_cell(chapter, words)
 
 
-# %% book/execute.md#where-it-failed 2b54246b
-from bertbook.exercises import EASY, with_stub_checks
-
-
+# %% book/execute.md#where-it-failed 68b764e4
 def _without_cell(chapter: Chapter, words: str) -> str:
     """The problem of a notebook whose kernel did not start or live."""
     plain, place = _COLOUR.sub("", words), f"{chapter.path}:1"
@@ -268,8 +265,6 @@ def _without_cell(chapter: Chapter, words: str) -> str:
             f"{place}: its kernel died, as it does when memory runs "
             "out; run its cells one by one to find which"
         )
-    if stub := re.search(rf"{re.escape(chapter.path)}:\d+: {EASY}", plain):
-        return stub[0]
     return f"{place}: nbmake failed\n{plain}"
 
 
@@ -332,17 +327,21 @@ def _run_all(root: Path, paths: dict[Path, Chapter], timeout: int) -> dict:
     return failed
 
 
-# %% book/execute.md#all-together 318f73e7
+# %% book/execute.md#all-together 9bda4a00
+from bertbook.exercises import with_stub_checks
+
+
 def _run_stale(root: Path, stale: dict[Chapter, str], timeout: int):
     import nbformat
 
+    longest = sorted(stale, key=lambda chapter: -len(chapter.text))
+    paths = {executed_path(root, chapter): chapter for chapter in longest}
+    notebooks = [with_stub_checks(chapter) for chapter in longest]
     names = ", ".join(Path(chapter.path).stem for chapter in stale)
     print(f"executing {names}", flush=True)
     (root / STORE).mkdir(exist_ok=True)
-    longest = sorted(stale, key=lambda chapter: -len(chapter.text))
-    paths = {executed_path(root, chapter): chapter for chapter in longest}
-    for path, chapter in paths.items():
-        nbformat.write(with_stub_checks(chapter), path)
+    for notebook, path in zip(notebooks, paths):
+        nbformat.write(notebook, path)
     failed = _run_all(root, paths, timeout)
     done, problems = {}, []
     for path, chapter in paths.items():

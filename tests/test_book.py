@@ -32,17 +32,15 @@ WITH_CODE = [
 @pytest.mark.parametrize("chapter", WITH_CELLS, ids=lambda page: page.path)
 def test_chapter_has_three_exercises(chapter):
     """That stubs fail and solutions pass is seen when the page runs."""
-    above, stubs = "", []
-    for cell in chapter.cells:
-        kind = cell.options.get("exercise")
-        if kind == "stub":
-            stubs.append(checked_name(cell, above))
-        elif kind == "solution":
-            name = stubs[-1]
-            assert f"check_{name}({name})" in cell.text, cell.place()
-        above += cell.text + "\n"
     kinds = [each.options.get("exercise") for each in chapter.cells]
     assert [kind for kind in kinds if kind] == ["stub", "solution"] * 3
+    above = name = ""
+    for cell, kind in zip(chapter.cells, kinds):
+        if kind == "stub":
+            name = checked_name(cell, above)
+        elif kind == "solution":
+            assert f"check_{name}({name})" in cell.text, cell.place()
+        above += cell.text + "\n"
 
 
 @pytest.mark.parametrize("chapter", WITH_CELLS, ids=lambda page: page.path)

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from bertbook import execute as execute_module
-from bertbook.exercises import EASY
+from bertbook.exercises import must_fail
 from bertbook.freshness import chapter_key, modules_used
 from bertbook.modules import Book, load_book
 from bertbook.reproducibility import describe_machine
@@ -291,19 +291,43 @@ def test_a_stub_that_is_right_is_located(toys):
     (toys / "book/fourth.md").write_text(HALF)
     done = build(toys)
     assert done.returncode == 0, done.stderr
+    assert executed(done) == ["fourth"]
     notebook = (toys / "_build/html/notebooks/fourth.ipynb").read_text()
-    counts = re.findall(r'"execution_count": (\d+)', notebook)
-    assert counts == ["1", "2", "3"]  # the hidden check has no number
-    assert "post_cell_execute" not in notebook
-    stub = edit(toys, "fourth", "return x - 1", "return x - x / 2")
+    assert "return x - 1" in notebook and "must_fail" not in notebook
+    edit(toys, "fourth", "return x - 1", "while True: x")
+    done = build(toys, "--timeout", "4")
+    assert "cell 2 ran longer than 4 s" in done.stderr
+    stub = edit(toys, "fourth", "while True: x", "return x - x / 2")
     done = build(toys)
     assert done.returncode == 1
-    place = f"book/fourth.md:{stub - 1}: "  # its first line
-    assert done.stderr.strip() == place + EASY
+    problem = done.stderr.split("\n")[0]  # at the end of the cell
+    assert problem.startswith(f"book/fourth.md:{stub + 1}: cell 2: ")
+    assert "the stub half passes its checker" in problem
     edit(toys, "fourth", "def check_half", "def check_double")
     done = build(toys)
     assert done.returncode == 1
-    assert place + "a stub needs one function" in done.stderr
+    place = f"book/fourth.md:{stub - 1}: "
+    assert f"{place}a stub needs one function" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "ends", [AssertionError, SystemExit, pytest.fail.Exception]
+)
+def test_a_stub_may_fail_in_any_way(ends, capsys):
+    def check(stub):
+        print("never seen")
+        raise ends("wrong")
+
+    must_fail(check, len)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_stub_can_be_interrupted():
+    def check(stub):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        must_fail(check, len)
 
 
 def test_what_a_page_leaves_in_the_temporary_folder_goes(toys):
