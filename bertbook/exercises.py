@@ -5,7 +5,7 @@ A section of the chapter: Running every chapter once
 The page: https://bertbook.github.io/bertbook/book/execute.html
 """
 
-# Tangled from book/execute.md (918f192c): edit it there and run
+# Tangled from book/execute.md (ef0bef6e): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -15,13 +15,9 @@ __all__ = [
 ]
 
 
-# %% book/execute.md#a-stub-is-wrong 322c97be
-import re
+# %% book/execute.md#a-stub-is-wrong 188c6827
 from contextlib import redirect_stderr, redirect_stdout
-from copy import deepcopy
 from io import StringIO
-
-from bertbook.chapters import Cell, Chapter, TangleError
 
 
 def must_fail(check, stub) -> None:
@@ -37,6 +33,13 @@ def must_fail(check, stub) -> None:
         f"the stub {stub.__name__} passes its checker; make it wrong, or "
         "the checker stricter"
     )
+
+
+# %% book/execute.md#a-stub-is-wrong ae0160ac
+import re
+from copy import deepcopy
+
+from bertbook.chapters import Cell, Chapter, TangleError
 
 
 def checked_name(cell: Cell, above: str) -> str:
