@@ -6,7 +6,7 @@ cells, each with its options and its line, and refuses what would not run.
 The page: https://bertbook.github.io/bertbook/book/chapters.html
 """
 
-# Tangled from book/chapters.md (37dbbb41): edit it there and run
+# Tangled from book/chapters.md (81cdc860): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -341,7 +341,16 @@ def read_toc(root: Path) -> list[str]:
         ) from None
 
 
-# %% book/chapters.md#reading-the-book a6f0c0d8
+# %% book/chapters.md#reading-the-book 22547e21
+_read: dict[str, tuple] = {}  # path to text, settings and chapter
+
+
+def _parse_once(path, text, config) -> Chapter:
+    if _read.get(path, ())[:2] != (text, config):
+        _read[path] = text, config, parse_chapter(path, text, config)
+    return _read[path][2]
+
+
 def read_book(root: Path) -> list[Chapter]:
     """All chapters of the book at `root`, in reading order.
 
@@ -358,7 +367,7 @@ def read_book(root: Path) -> list[Chapter]:
     for path in paths:
         try:
             text = read_source(root, path)
-            chapters.append(parse_chapter(path, text, config))
+            chapters.append(_parse_once(path, text, config))
         except TangleError as error:
             problems += error.problems
     if problems:

@@ -14,7 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertbook import tangle
-from bertbook.chapters import TangleError, read_source, strip_blank_lines
+from bertbook.chapters import (
+    TangleError,
+    read_book,
+    read_source,
+    strip_blank_lines,
+)
 from bertbook.modules import load_book, tangle_module
 from bertbook.tangle import check, main, sync, where, write_files
 
@@ -96,6 +101,18 @@ def test_tangling_twice_changes_nothing(book):
     module = (book / "bertbook/toy.py").read_bytes()
     write_files(book, sync(book, fold=False))
     assert (book / "bertbook/toy.py").read_bytes() == module
+
+
+def test_what_did_not_change_is_not_parsed_again(book):
+    index, toy = read_book(book)
+    page = book / "book/toy.md"
+    page.write_text(page.read_text() + "\nMore.\n")
+    again = read_book(book)
+    assert again[0] is index
+    assert again[1].text == toy.text + "\nMore.\n"
+    config = book / "_config.yml"
+    config.write_text(config.read_text().replace("dollarmath", "deflist"))
+    assert read_book(book)[0] is not index
 
 
 def test_check_needs_no_torch():
