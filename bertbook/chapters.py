@@ -6,7 +6,7 @@ cells, each with its options and its line, and refuses what would not run.
 The page: https://bertbook.github.io/bertbook/book/chapters.html
 """
 
-# Tangled from book/chapters.md (81cdc860): edit it there and run
+# Tangled from book/chapters.md (cb919ac2): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -341,7 +341,7 @@ def read_toc(root: Path) -> list[str]:
         ) from None
 
 
-# %% book/chapters.md#reading-the-book 22547e21
+# %% book/chapters.md#reading-the-book b064cc92
 _read: dict[str, tuple] = {}  # path to text, settings and chapter
 
 
@@ -351,6 +351,7 @@ def _parse_once(path, text, config) -> Chapter:
     return _read[path][2]
 
 
+# %% book/chapters.md#reading-the-book 74d36844
 def read_book(root: Path) -> list[Chapter]:
     """All chapters of the book at `root`, in reading order.
 
