@@ -8,6 +8,7 @@ all-MiniLM-L6-v2 is always there, and each shape also with weights drawn
 anew. The parts are, and `--only` names some of them:
 
     full      Rotten Tomatoes, all of its training sentences
+    muon      the same by Muon, which pretrained our models, and by AdamW
     labels    the same from fewer sentences
     recipe    the recipe with one thing changed, from 1,000 sentences
     topics    BBC News, whole articles: cut short, and read in windows
@@ -25,6 +26,14 @@ What was tried includes a model that reads the task's sentences first:
         --out runs/sentences
     python benchmarks/finetuning.py --only tried --start \
         "an hour=runs/hour" "the sentences=runs/sentences"
+
+Which optimizer fine-tunes better is asked of a model of its own:
+
+    python benchmarks/pretraining.py \
+        book/results/pretraining_second_hour.json --corpus imdb \
+        --minutes 60 --seq-length 64 --batch-size 64 --out runs/second
+    python benchmarks/finetuning.py --only muon \
+        --start "a second hour=runs/second"
 
 Writes book/results/finetuning_PART.json after each run, and goes on with
 what it lacks.
@@ -61,7 +70,7 @@ MINILM = "all-MiniLM-L6-v2"
 SEEDS = 0, 1, 2
 SPLITS = "train", "validation", "test"
 COUNTS = 100, 300, 1000, 3000
-PARTS = "full", "labels", "recipe", "topics", "folds", "pairs", "tried"
+PARTS = "full muon labels recipe topics folds pairs tried".split()
 MEMORY = {}
 
 
@@ -140,7 +149,7 @@ def common_words(data):
 
 
 def by_model(settings, data, pooling="mean", windows=False):
-    """Test accuracy of one run, and its seconds.
+    """Test accuracy of one run, its validation accuracy and its seconds.
 
     With `windows` also the accuracy of the mean over windows of each text.
     """
@@ -149,7 +158,11 @@ def by_model(settings, data, pooling="mean", windows=False):
     with tempfile.TemporaryDirectory() as folder:
         out, start = Path(folder) / "run", time.perf_counter()
         held_out = data["validation"]
-        finetune(settings, task, data["train"], held_out, tokenizer, out)
+        run = finetune(
+            settings, task, data["train"], held_out, tokenizer, out
+        )
+        if run.done() < 1:
+            raise KeyboardInterrupt
         seconds = time.perf_counter() - start
         model = BertForSequenceClassification.from_pretrained(out)
         log = read_log(out / "log.jsonl")
@@ -159,6 +172,7 @@ def by_model(settings, data, pooling="mean", windows=False):
         "accuracy": task.evaluate(model, features, test)["accuracy"],
         "seconds": round(seconds, 1),
         "last_loss": next(r["loss"] for r in log[::-1] if "loss" in r),
+        "validation": log[-1]["held_out_accuracy"],
     }
     if windows:
         classify = Classifier(
@@ -199,18 +213,25 @@ def changed(initial, data, changes, seed):
     """A run from `initial` with one thing changed."""
     settings, changes = usual(initial, seed=seed), dict(changes)
     pooling = changes.pop("pooling", "mean")
-    own = {k: v for k, v in changes.items() if hasattr(settings, k)}
-    rest = {k: v for k, v in changes.items() if k not in own}
+    direct = {k: v for k, v in changes.items() if hasattr(settings, k)}
+    rest = {k: v for k, v in changes.items() if k not in direct}
     optimization = replace(settings.optimization, **rest)
-    settings = replace(settings, optimization=optimization, **own)
+    settings = replace(settings, optimization=optimization, **direct)
     return by_model(settings, data, pooling)
 
+
+MUON = dict(optimizer="muon")  # the optimizer of pretraining
 
 TRIED = {
     "rate 1e-4": dict(learning_rate=1e-4),
     "rate 6e-4": dict(learning_rate=6e-4),
     "dropout 0.1": dict(dropout=0.1),
 }
+
+
+def own(starts):
+    """The names of the models that this book pretrained."""
+    return [name for name in starts if starts[name] != MINILM]
 
 
 def plan(starts):
@@ -250,8 +271,26 @@ def plan(starts):
                     MINILM, fewer(films, 1000, s), c, s
                 ),
             )
+    yield from plan_muon(starts)
     yield from plan_tried(starts)
     yield from plan_articles()
+
+
+def plan_muon(starts):
+    films = read("rotten_tomatoes", "classify")
+    for name in own(starts):
+        for how, changes in (
+            ("Muon", MUON),
+            ("AdamW", {}),
+            ("drawn anew, Muon", MUON | dict(fresh=True)),
+        ):
+            for seed in SEEDS:
+                yield (
+                    ("muon", f"{name}, {how}", None, seed),
+                    lambda i=starts[name], c=changes, s=seed: changed(
+                        i, films, c, s
+                    ),
+                )
 
 
 def plan_tried(starts):
@@ -261,7 +300,7 @@ def plan_tried(starts):
         ("tried", "TF-IDF", None, 0),
         lambda: {"accuracy": by_words(films)},
     )
-    runs = [(name, starts[name], {}) for name in starts if name != "MiniLM"]
+    runs = [(name, starts[name], {}) for name in own(starts)]
     if runs:
         first = runs[0][1]
         runs += [(name, first, changes) for name, changes in TRIED.items()]
