@@ -6,7 +6,7 @@ lines each.
 The page: https://bertbook.github.io/bertbook/book/commands.html
 """
 
-# Tangled from book/commands.md (a3947612): edit it there and run
+# Tangled from book/commands.md (739bc988): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -276,7 +276,7 @@ def _training_data(options):
     return train, read_labelled(source, task, split, labels, columns)
 
 
-# %% book/commands.md#one-that-trains 036c0b97
+# %% book/commands.md#one-that-trains 9c86282c
 def _settings(options):
     """The recipe: the fields that were given, the others as usual."""
     from dataclasses import fields, replace
@@ -290,12 +290,15 @@ def _settings(options):
         for kind in (Finetuning, Optimization)
     )
     settings = Finetuning(**{n: given[n] for n in recipe - {"data"}})
-    return replace(
-        settings,
-        optimization=replace(
-            settings.optimization, **{name: given[name] for name in rates}
-        ),
+    optimization = replace(
+        settings.optimization, **{name: given[name] for name in rates}
     )
+    if "muon_learning_rate" in rates and optimization.optimizer != "muon":
+        raise ValueError(
+            f"--muon-learning-rate with {optimization.optimizer}; give "
+            "--optimizer muon too, or --learning-rate"
+        )
+    return replace(settings, optimization=optimization)
 
 
 # %% book/commands.md#one-that-trains 218cc4db

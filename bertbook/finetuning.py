@@ -7,7 +7,7 @@ pretraining, and the best model kept.
 The page: https://bertbook.github.io/bertbook/book/finetuning.html
 """
 
-# Tangled from book/finetuning.md (0d92011a): edit it there and run
+# Tangled from book/finetuning.md (ab1e275c): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -65,7 +65,7 @@ def _or_none(check):
     return lambda v: v is None or fits(v), f"{words}, or None"
 
 
-# %% book/finetuning.md#the-settings-of-a-run 7f7f8cc5
+# %% book/finetuning.md#the-settings-of-a-run c210036c
 _TYPES = "bfloat16", "float32"
 _WANTED = {
     "initial": (lambda v: type(v) is str and v, "a folder or a name"),
@@ -83,7 +83,7 @@ _WANTED = {
 
 
 def _usual():
-    return Optimization("adamw", 1e-4, betas=(0.9, 0.999), warmup=0.1)
+    return Optimization("adamw", 1e-4, 2e-3, betas=(0.9, 0.999), warmup=0.1)
 
 
 # %% book/finetuning.md#the-settings-of-a-run 1d2e13ca

@@ -6,7 +6,7 @@ trained for, the texts that a command reads, and the answers that it prints.
 The page: https://bertbook.github.io/bertbook/book/use_options.html
 """
 
-# Tangled from book/use_options.md (8a52f3f4): edit it there and run
+# Tangled from book/use_options.md (0d2d4529): edit it there and run
 # `make tangle`, or edit it here and run `make sync`.
 
 __all__ = [
@@ -45,7 +45,7 @@ TEXT               what to read; without it the lines of --file
 """
 
 
-# %% book/use_options.md#options-in-a-table 7cf6cf77
+# %% book/use_options.md#options-in-a-table 3487af8c
 _TRAINING = """
 --data SOURCE            an embedded corpus, a file, or a name on the hub
 --column COLUMN=NAME     what a column of the task is called there
@@ -60,6 +60,7 @@ _TRAINING = """
 --batch-size N           rows in a step (default: {batch_size})
 --optimizer NAME         adamw, bert_adam or muon (default: {optimizer})
 --learning-rate X        its peak (default: {learning_rate})
+--muon-learning-rate X   muon's, of matrices (default: {muon_learning_rate})
 --warmup X               share of the run in which it rises
                          (default: {warmup})
 --dropout X              share of values (default: as in --initial)
@@ -73,7 +74,7 @@ _TRAINING = """
 """
 
 
-# %% book/use_options.md#options-in-a-table 343dcac1
+# %% book/use_options.md#options-in-a-table afaefa2b
 _READS = {
     "the texts": "TEXT --file --max-length",
     "the work": "--json --quiet --device --batch-tokens --window",
@@ -84,7 +85,8 @@ _GROUPS = {
         "the model": "--initial! --pooling --max-length --balanced "
         "--fresh --reinitialised",
         "the recipe": "--epochs --batch-size --optimizer --learning-rate "
-        "--warmup --dropout --dtype --evaluate-every --patience --seed",
+        "--muon-learning-rate --warmup --dropout --dtype --evaluate-every "
+        "--patience --seed",
         "the folder": "--out! --resume --save-every",
         "the work": "--json --quiet --device",
     },

@@ -491,7 +491,8 @@ def test_options_are_fields(place, data, monkeypatch):
         "patience": 2,
         "seed": 5,
         "learning_rate": 0.5,
-        "optimizer": "bert_adam",
+        "optimizer": "muon",
+        "muon_learning_rate": 0.25,
         "warmup": 0.75,
     }
     given = " ".join(
@@ -695,6 +696,11 @@ WRONG = {
         "finetune --task classify --data great.csv --held-out great.csv "
         "--initial fill --out never --epochs 0",
         ["epochs=0", "above 0"],
+    ),
+    "a rate of no optimizer": (
+        "finetune --task classify --data great.csv --held-out great.csv "
+        "--initial fill --out never --muon-learning-rate 0.1",
+        ["--muon-learning-rate with adamw", "--optimizer muon"],
     ),
     "weights of tags": (
         "finetune --task tag --data wnut --initial fill --out never "

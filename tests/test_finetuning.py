@@ -196,7 +196,7 @@ def test_the_usual_settings_are_the_recipe():
     found = finetuning.Finetuning("classify", "all-MiniLM-L6-v2")
     assert (found.epochs, found.batch_size, found.seed) == (3, 32, 0)
     assert found.optimization == Optimization(
-        "adamw", 1e-4, betas=(0.9, 0.999), warmup=0.1
+        "adamw", 1e-4, 2e-3, betas=(0.9, 0.999), warmup=0.1
     )
 
 
