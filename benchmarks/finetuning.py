@@ -31,7 +31,8 @@ Which optimizer fine-tunes better is asked of a model of its own:
 
     python benchmarks/pretraining.py \
         book/results/pretraining_second_hour.json --corpus imdb \
-        --minutes 60 --seq-length 64 --batch-size 64 --out runs/second
+        --minutes 60 --seq-length 64 --batch-size 64 \
+        --evaluate-every 1000 --out runs/second
     python benchmarks/finetuning.py --only muon \
         --start "a second hour=runs/second"
 
