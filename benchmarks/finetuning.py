@@ -280,11 +280,7 @@ def plan(starts):
 def plan_muon(starts):
     films = read("rotten_tomatoes", "classify")
     for name in own(starts):
-        for how, changes in (
-            ("Muon", MUON),
-            ("AdamW", {}),
-            ("drawn anew, Muon", MUON | dict(fresh=True)),
-        ):
+        for how, changes in ("Muon", MUON), ("AdamW", {}):
             for seed in SEEDS:
                 yield (
                     ("muon", f"{name}, {how}", None, seed),
